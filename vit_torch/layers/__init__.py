@@ -1,0 +1,1 @@
+"""The Vision Transformer's layers, one file each."""
