@@ -1,0 +1,331 @@
+"""Recipes: everything that decides how a network is trained, in one TOML file.
+
+A recipe names no backend: `vit_numpy` and `vit_torch` run the same file unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from vit_numpy.config import (
+    ViTConfig,
+    check_choice,
+    check_int,
+    check_number,
+    check_positive,
+    check_rate,
+    preset,
+    unknown,
+)
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+DECAYS = ("constant", "step", "cosine", "linear")
+INITS = ("trunc_normal", "xavier")
+DTYPES = ("float32", "float64")
+
+# Each augmentation's parameters and their defaults.
+AUGMENTATIONS: dict[str, dict[str, Any]] = {"flip": {"p": 0.5}, "pad_crop": {"pad": 4}}
+
+Table = Mapping[str, Any]
+Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """The table ``[optimizer]`` of a recipe.
+
+    Parameters
+    ----------
+    name : {'adamw', 'adam', 'sgd'}
+    lr : float
+        The learning rate that the schedule multiplies.
+    weight_decay : float, default 0
+        Not applied to biases, norms, tokens and positions.
+    betas : (float, float), default (0.9, 0.999)
+    eps : float, default 1e-8
+        Both for Adam and AdamW alone.
+    momentum : float, default 0
+    nesterov : bool, default False
+        Both for SGD alone.
+    """
+
+    name: str
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    # The options that each optimizer knows, beside lr and weight_decay.
+    OPTIONS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sgd": ("momentum", "nesterov"),
+        "adam": ("betas", "eps"),
+        "adamw": ("betas", "eps"),
+    }
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer.name", self.name, OPTIMIZERS)
+        check_positive("optimizer.lr", self.lr)
+        check_number("optimizer.weight_decay", self.weight_decay)
+        for f in dataclasses.fields(self)[3:]:
+            if f.name not in self.options and getattr(self, f.name) != f.default:
+                raise ValueError(
+                    f"optimizer.{f.name} is no option of {self.name!r}, "
+                    f"which has {', '.join(self.OPTIONS[self.name])}"
+                )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords of this optimizer, beside lr and weight_decay."""
+        return {name: getattr(self, name) for name in self.OPTIONS[self.name]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """The table ``[schedule]`` of a recipe: linear warm-up, then a decay.
+
+    Parameters
+    ----------
+    warmup_steps : int, default 0
+        Optimizer steps over which the learning rate rises to its full value.
+    decay : {'constant', 'step', 'cosine', 'linear'}, default 'constant'
+    milestones : tuple of int, default ()
+        Epochs after which a step decay multiplies the rate by `gamma`.
+    gamma : float, default 0.1
+    final : float, default 0
+        Share of the rate that is left when a cosine or linear decay ends.
+    """
+
+    warmup_steps: int = 0
+    decay: str = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_int("schedule.warmup_steps", self.warmup_steps, 0)
+        check_choice("schedule.decay", self.decay, DECAYS)
+        check_positive("schedule.gamma", self.gamma)
+        check_number("schedule.final", self.final)
+        for epoch in self.milestones:
+            check_int("schedule.milestones", epoch, 1)
+        if (self.decay == "step") != bool(self.milestones):
+            raise ValueError(
+                "schedule.milestones belong to decay='step' and to it alone, "
+                f"got decay={self.decay!r}, milestones={list(self.milestones)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train one network; every value is checked at construction.
+
+    Parameters
+    ----------
+    name : str
+    data : str
+        A name that `parity.data.load` knows.
+    preset : str
+        A name in `vit_numpy.PRESETS`.
+    epochs, batch_size : int
+    optimizer : OptimizerSpec
+    schedule : ScheduleSpec, default constant
+    model : dict, default {}
+        Fields of `ViTConfig` that differ from the preset's.
+    augment : tuple of dict, default ()
+        Augmentations of the training images, in order: a ``name`` of `AUGMENTATIONS`
+        and its parameters.
+    init : {'trunc_normal', 'xavier'}, default 'trunc_normal'
+    label_smoothing : float in [0, 1), default 0
+    clip_norm : float, optional
+        Largest global norm of the gradient; None never clips.
+    dtype : {'float32', 'float64'}, default 'float32'
+    seed : int, default 0
+        Of the weights, the order of the batches, augmentation and dropout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a value of the wrong kind, and for one that breaks a rule above.
+    """
+
+    name: str
+    data: str
+    preset: str
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    dtype: str = "float32"
+    init: str = "trunc_normal"
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    augment: tuple[dict[str, Any], ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = ScheduleSpec()
+
+    def __post_init__(self) -> None:
+        check_int("epochs", self.epochs, 1)
+        check_int("batch_size", self.batch_size, 1)
+        check_int("seed", self.seed, 0)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("init", self.init, INITS)
+        check_rate("label_smoothing", self.label_smoothing)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+        for entry in self.augment:
+            check_choice("augment", entry.get("name"), AUGMENTATIONS)
+            known = ("name", *AUGMENTATIONS[entry["name"]])
+            for key in entry:
+                if key not in known:
+                    raise ValueError(unknown(f"{entry['name']} parameter", key, known))
+        self.config()
+
+    def config(self) -> ViTConfig:
+        """Return the network's configuration: the preset with the recipe's changes."""
+        return preset(self.preset, **self.model)
+
+    @classmethod
+    def from_dict(cls, table: Table) -> Recipe:
+        """Build a recipe from nested tables, as TOML gives them.
+
+        Raises
+        ------
+        ValueError
+            For a missing key, and for an unknown one; the nearest is named.
+        """
+        return _build(cls, table, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as nested tables; what is None is left out."""
+        tables = dataclasses.asdict(self)
+        return {key: value for key, value in tables.items() if value is not None}
+
+    def replace(self, changes: Table) -> Recipe:
+        """Return the recipe with some keys changed: ``{'optimizer.lr': 0.1}``.
+
+        Raises
+        ------
+        ValueError
+            For an unknown key; the nearest is named.
+        """
+        tables = self.to_dict()
+        for key, value in changes.items():
+            inner, table = key, tables
+            if "." in key:
+                outer, inner = key.split(".", 1)
+                table = tables.get(outer)
+                if not isinstance(table, dict):
+                    known = [k for k, v in tables.items() if isinstance(v, dict)]
+                    raise ValueError(unknown("recipe table", outer, known))
+            table[inner] = value
+        return Recipe.from_dict(tables)
+
+    def resolved(self) -> Recipe:
+        """Return the recipe with the whole model spelled out, none of it implied."""
+        return dataclasses.replace(self, model=self.config().to_dict())
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML that `load` reads back."""
+        tables = self.to_dict()
+        lines = [
+            f"{key} = {_toml(value)}"
+            for key, value in tables.items()
+            if not isinstance(value, dict)
+        ]
+        for key, value in tables.items():
+            if isinstance(value, dict) and value:
+                lines += ["", f"[{key}]"]
+                lines += [
+                    f"{k} = {_toml(v)}" for k, v in value.items() if v is not None
+                ]
+        return "\n".join(lines) + "\n"
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that ship with the package."""
+    folder = resources.files(__name__)
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load(name: str | Path) -> Recipe:
+    """Read a recipe by its name or from a path.
+
+    Parameters
+    ----------
+    name : str or Path
+        A name in `names`, or a file ending in ``.toml``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such recipe or file, or the file is no valid recipe.
+    """
+    name = str(name)
+    if not name.endswith(".toml"):
+        if name not in names():
+            raise ValueError(unknown("recipe", name, names()))
+        text = resources.files(__name__).joinpath(f"{name}.toml").read_text("utf-8")
+        return Recipe.from_dict({"name": name} | tomllib.loads(text))
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no recipe file {name}; recipes by name: {', '.join(names())}"
+        )
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+        return Recipe.from_dict({"name": path.stem} | tables)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def _build(cls: type[Spec], table: Any, where: str) -> Spec:
+    """Build one dataclass from its table, those below it first."""
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{where.rstrip('.')} must be a table, got {table!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            known = [where + name for name in fields]
+            raise ValueError(unknown("recipe key", where + key, known))
+        if key in _TABLES and not where:
+            value = _build(_TABLES[key], value, f"{key}.")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    for key, f in fields.items():
+        required = (
+            f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        )
+        if required and key not in values:
+            raise ValueError(f"the recipe needs {where + key!r}; add it to the file")
+    return cls(**values)
+
+
+_TABLES: dict[str, Any] = {"optimizer": OptimizerSpec, "schedule": ScheduleSpec}
+
+
+def _toml(value: Any) -> str:
+    """Write one value; a dict becomes an inline table."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string: the same quotes and escapes.
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}"
+    return repr(value)

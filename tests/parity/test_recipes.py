@@ -1,0 +1,131 @@
+"""Recipes are read strictly, changed by name, and written back without loss."""
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from parity import recipes
+from parity.recipes import OptimizerSpec, Recipe
+
+# patch, width, heads, blocks, MLP, warm-up, lr, decay, epochs, batch, milestone
+PUBLISHED = {
+    "network1": (7, 9, 3, 3, 32, 100, 0.01, 0.001, 20, 100, 10),
+    "network2": (4, 32, 4, 3, 64, 200, 0.005, 0.003, 30, 100, 15),
+    "network3": (4, 64, 8, 4, 128, 500, 0.001, 0.01, 40, 50, 20),
+}
+SMALL = {
+    "name": "small",
+    "data": "mnist-subset",
+    "preset": "network1",
+    "epochs": 1,
+    "batch_size": 10,
+    "optimizer": {"name": "adamw", "lr": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_network_is_trained_as_published(name):
+    recipe = recipes.load(name)
+    config = recipe.config()
+    got = (
+        config.patch_size,
+        config.dim,
+        config.num_heads,
+        config.depth,
+        config.mlp_dim,
+        recipe.schedule.warmup_steps,
+        recipe.optimizer.lr,
+        recipe.optimizer.weight_decay,
+        recipe.epochs,
+        recipe.batch_size,
+        *recipe.schedule.milestones,
+    )
+    assert got == PUBLISHED[name]
+    assert recipe.optimizer.name == "adamw"
+    assert recipe.optimizer.betas == (0.9, 0.999)
+    assert recipe.schedule.decay == "step"
+    assert recipe.schedule.gamma == 0.1
+    assert config.act_drop == 0.1
+
+
+def test_only_network3_is_augmented():
+    assert [a["name"] for a in recipes.load("network3").augment] == ["flip", "pad_crop"]
+    assert recipes.load("network1").augment == recipes.load("network2").augment == ()
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_written_recipe_reads_back_equal(name, tmp_path):
+    recipe = recipes.load(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert recipes.load(path) == recipe
+    path.write_text(recipe.resolved().to_toml(), encoding="utf-8")
+    assert recipes.load(path).config() == recipe.config()
+
+
+def test_toml_holds_any_text_and_number():
+    recipe = Recipe.from_dict(
+        SMALL | {"data": 'folder:C:\\new "pictures" é', "clip_norm": 1e-05}
+    )
+    assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, "unknown recipe key 'epoch'; did you mean 'epochs'?"),
+        (
+            {"optimizer.learning_rate": 3},
+            "unknown recipe key 'optimizer.learning_rate'",
+        ),
+        ({"schedule.warmup": 3}, "did you mean 'schedule.warmup_steps'?"),
+        ({"optimiser.lr": 3}, "unknown recipe table 'optimiser'; did you mean"),
+        ({"model.depht": 3}, "unknown configuration key 'depht'; did you mean 'depth'"),
+        ({"preset": "network9"}, "unknown preset 'network9'; did you mean 'network"),
+        ({"augment": [{"name": "flop"}]}, "unknown augment 'flop'; did you mean 'flip"),
+        ({"augment": [{"name": "pad_crop", "pda": 2}]}, "unknown pad_crop parameter"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got batch_size=0"),
+        ({"optimizer.lr": -1.0}, "optimizer.lr must be above 0"),
+        ({"optimizer.momentum": 0.9}, "optimizer.momentum is no option of 'adamw'"),
+        ({"schedule.milestones": [5]}, "belong to decay='step'"),
+        ({"schedule.decay": "step"}, "belong to decay='step'"),
+    ],
+)
+def test_bad_values_name_the_rule(change, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        Recipe.from_dict(SMALL).replace(change)
+
+
+def test_wrong_kinds_are_type_errors():
+    with pytest.raises(TypeError, match="epochs must be an int"):
+        Recipe.from_dict(SMALL | {"epochs": "many"})
+    with pytest.raises(TypeError, match="optimizer must be a table"):
+        Recipe.from_dict(SMALL | {"optimizer": "adamw"})
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ValueError, match=r"the recipe needs 'optimizer\.lr'"):
+        Recipe.from_dict(SMALL | {"optimizer": {"name": "sgd"}})
+    with pytest.raises(ValueError, match="the recipe needs 'epochs'"):
+        Recipe.from_dict({k: v for k, v in SMALL.items() if k != "epochs"})
+
+
+def test_replace_leaves_the_rest():
+    recipe = Recipe.from_dict(SMALL)
+    changed = recipe.replace({"optimizer.lr": 0.5, "model.depth": 1, "seed": 4})
+    assert changed.optimizer == OptimizerSpec(name="adamw", lr=0.5)
+    assert changed.config() == dataclasses.replace(recipe.config(), depth=1)
+    assert changed.seed == 4
+    assert recipe.seed == 0
+
+
+def test_unknown_names_and_files_are_answered(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'network1'"):
+        recipes.load("netwrok1")
+    with pytest.raises(FileNotFoundError, match=r"no recipe file .*absent\.toml"):
+        recipes.load(tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = ")
+    with pytest.raises(ValueError, match=r"broken\.toml: "):
+        recipes.load(broken)
