@@ -219,14 +219,14 @@ class Recipe:
         """
         tables = self.to_dict()
         for key, value in changes.items():
-            inner, table = key, tables
-            if "." in key:
-                outer, inner = key.split(".", 1)
-                table = tables.get(outer)
-                if not isinstance(table, dict):
-                    known = [k for k, v in tables.items() if isinstance(v, dict)]
-                    raise ValueError(unknown("recipe table", outer, known))
-            table[inner] = value
+            outer, dot, inner = key.partition(".")
+            if not dot:
+                tables[key] = value
+                continue
+            if not isinstance(tables.get(outer), dict):
+                known = [k for k, v in tables.items() if isinstance(v, dict)]
+                raise ValueError(unknown("recipe table", outer, known))
+            tables[outer][inner] = value
         return Recipe.from_dict(tables)
 
     def resolved(self) -> Recipe:
