@@ -34,9 +34,14 @@ def no_grad() -> Iterator[None]:
         _saving.reset(token)
 
 
+def saving() -> bool:
+    """Return whether forwards keep caches: False under `no_grad`."""
+    return _saving.get()
+
+
 def saved(cache: Cache) -> Cache | None:
     """Return `cache`, or None under `no_grad`."""
-    return cache if _saving.get() else None
+    return cache if saving() else None
 
 
 def scoped(name: str, grads: Grads) -> Grads:
