@@ -97,30 +97,30 @@ class ScheduleSpec:
     warmup_steps : int, default 0
         Optimizer steps over which the learning rate rises to its full value.
     decay : {'constant', 'step', 'cosine', 'linear'}, default 'constant'
-    milestones : tuple of int, default ()
-        Epochs after which a step decay multiplies the rate by `gamma`.
-    gamma : float, default 0.1
-    final : float, default 0
+    drop_after : tuple of int, default ()
+        Epochs after which a step decay multiplies the rate by `drop_factor`, in order.
+    drop_factor : float, default 0.1
+    floor : float, default 0
         Share of the rate that is left when a cosine or linear decay ends.
     """
 
     warmup_steps: int = 0
     decay: str = "constant"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    final: float = 0.0
+    drop_after: tuple[int, ...] = ()
+    drop_factor: float = 0.1
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         check_int("schedule.warmup_steps", self.warmup_steps, 0)
         check_choice("schedule.decay", self.decay, DECAYS)
-        check_positive("schedule.gamma", self.gamma)
-        check_number("schedule.final", self.final)
-        for epoch in self.milestones:
-            check_int("schedule.milestones", epoch, 1)
-        if (self.decay == "step") != bool(self.milestones):
+        check_positive("schedule.drop_factor", self.drop_factor)
+        check_number("schedule.floor", self.floor)
+        for epoch in self.drop_after:
+            check_int("schedule.drop_after", epoch, 1)
+        if (self.decay == "step") != bool(self.drop_after):
             raise ValueError(
-                "schedule.milestones belong to decay='step' and to it alone, "
-                f"got decay={self.decay!r}, milestones={list(self.milestones)}"
+                "schedule.drop_after belong to decay='step' and to it alone, "
+                f"got decay={self.decay!r}, drop_after={list(self.drop_after)}"
             )
 
 

@@ -39,13 +39,13 @@ def test_network_is_trained_as_published(name):
         recipe.optimizer.weight_decay,
         recipe.epochs,
         recipe.batch_size,
-        *recipe.schedule.milestones,
+        *recipe.schedule.drop_after,
     )
     assert got == PUBLISHED[name]
     assert recipe.optimizer.name == "adamw"
     assert recipe.optimizer.betas == (0.9, 0.999)
     assert recipe.schedule.decay == "step"
-    assert recipe.schedule.gamma == 0.1
+    assert recipe.schedule.drop_factor == 0.1
     assert config.act_drop == 0.1
 
 
@@ -88,7 +88,7 @@ def test_toml_holds_any_text_and_number():
         ({"batch_size": 0}, "batch_size must be at least 1, got batch_size=0"),
         ({"optimizer.lr": -1.0}, "optimizer.lr must be above 0"),
         ({"optimizer.momentum": 0.9}, "optimizer.momentum is no option of 'adamw'"),
-        ({"schedule.milestones": [5]}, "belong to decay='step'"),
+        ({"schedule.drop_after": [5]}, "belong to decay='step'"),
         ({"schedule.decay": "step"}, "belong to decay='step'"),
     ],
 )
