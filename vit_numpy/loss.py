@@ -76,12 +76,9 @@ class CrossEntropy:
         else:
             picked = np.vdot(targets, log_p)
         if s := self.label_smoothing:
-            weight = 1 if targets.ndim == 1 else targets.sum(axis=1)
-            even = (log_p.sum(axis=1) * weight).sum() / log_p.shape[1]
-            picked = (1 - s) * picked + s * even
-        return -picked / batch_size, saved(
-            CrossEntropyCache(log_p, targets, batch_size)
-        )
+            picked = (1 - s) * picked + s / log_p.shape[1] * log_p.sum()
+        cache = CrossEntropyCache(log_p, targets, batch_size)
+        return -picked / batch_size, saved(cache)
 
     def backward(self, cache: CrossEntropyCache) -> Array:
         """-> dlogits (B, K)."""
@@ -90,14 +87,11 @@ class CrossEntropy:
         dlogits: Array = np.exp(log_p)
         if targets.ndim == 1:
             dlogits[np.arange(len(targets)), targets] -= 1 - s
-            if s:
-                dlogits -= s / log_p.shape[1]
         else:
-            total = targets.sum(axis=1, keepdims=True)
-            dlogits *= total
+            dlogits *= (1 - s) * targets.sum(axis=1, keepdims=True) + s
             dlogits -= (1 - s) * targets
-            if s:
-                dlogits -= s / log_p.shape[1] * total
+        if s:
+            dlogits -= s / log_p.shape[1]
         dlogits /= batch_size
         return dlogits
 

@@ -1,0 +1,162 @@
+"""Work spread over threads, with results that do not depend on their number.
+
+NumPy lets go of the interpreter's lock inside its loops and matrix products, so that
+threads do run at once. What is computed is cut up by a rule that knows only the
+problem; threads then take the pieces as they become free, and results are combined in
+the pieces' order.
+"""
+
+import operator
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from functools import cache
+from itertools import pairwise
+from threading import Lock
+from typing import Any, TypeVar, cast
+
+from vit_numpy.config import check_int
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _available_cores() -> int:
+    """Return the cores this process may use, or OMP_NUM_THREADS if that is fewer."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+
+
+_num_threads = _available_cores()
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that training and evaluation work with."""
+    return _num_threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Set the number of threads that training and evaluation work with.
+
+    Results are the same bits for any number. The default is the number of cores that
+    the process may use, or the environment's OMP_NUM_THREADS if that is fewer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `threads` is no int, or is below 1.
+    """
+    global _num_threads
+    check_int("threads", threads, 1)
+    _num_threads = threads
+
+
+@cache
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads beside the caller's; a forked process makes its own."""
+    return ThreadPoolExecutor(workers, thread_name_prefix=f"vit_numpy-{process}")
+
+
+@cache
+def _blas_controller() -> Any:
+    """Return threadpoolctl's handle on the BLAS libraries, or None without it."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ModuleNotFoundError:
+        return None
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Return a context in which a matrix product runs on one thread.
+
+    Threads that each started BLAS's own would fight for the cores, and how BLAS cuts up
+    a product would depend on them. Without threadpoolctl (the extra ``train``) this
+    changes nothing; set OPENBLAS_NUM_THREADS=1 then.
+    """
+    controller = _blas_controller()
+    return controller.limit(limits=1, user_api="blas") if controller else nullcontext()
+
+
+def fold(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    combine: Callable[[Result, Result], Result],
+) -> Result:
+    """Return f(items[0]) combined with f(items[1]), …; the calls spread over threads.
+
+    Results are combined in the order of `items`, each as soon as it and all before it
+    are there, so that few are held at a time. Context variables, such as `no_grad`'s,
+    are the caller's in every thread; a matrix product runs on one thread.
+
+    Raises
+    ------
+    ValueError
+        If `items` is empty. What `function` raises is raised, once every thread rests.
+    """
+    if not items:
+        raise ValueError("items must hold at least one piece of work, got none")
+    waiting: dict[int, Result] = {}
+    total: Result | None = None
+    claimed = done = 0
+    lock = Lock()
+
+    def work() -> None:
+        nonlocal total, claimed, done
+        while True:
+            with lock:
+                if claimed == len(items):
+                    return
+                i = claimed
+                claimed += 1
+            try:
+                result = function(items[i])
+            except BaseException:
+                with lock:
+                    claimed = len(items)
+                raise
+            with lock:
+                waiting[i] = result
+                while done in waiting:
+                    part = waiting.pop(done)
+                    total = part if total is None else combine(total, part)
+                    done += 1
+
+    helpers = min(_num_threads, len(items)) - 1
+    with one_blas_thread():
+        if helpers < 1:
+            work()
+        else:
+            pool = _pool(helpers, os.getpid())
+            futures = [pool.submit(copy_context().run, work) for _ in range(helpers)]
+            try:
+                work()
+            finally:
+                # A helper that has not begun has nothing left to do, and may be queued
+                # behind the very thread that waits here, where folds are nested.
+                begun = [future for future in futures if not future.cancel()]
+                wait(begun)
+            for future in begun:
+                future.result()
+    return cast(Result, total)
+
+
+def parallel_map(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result]:
+    """Return [function(item) for item in items], the calls spread over threads."""
+    if not items:
+        return []
+    return fold(lambda item: [function(item)], items, operator.iadd)
+
+
+def split(length: int, pieces: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of `pieces` consecutive parts, equal to within one."""
+    bounds = [length * i // pieces for i in range(pieces + 1)]
+    return list(pairwise(bounds))

@@ -1,0 +1,418 @@
+"""Optimizers that update parameters in place: SGD, Adam, AdamW.
+
+Each is torch's own, under this project's signature and with named state.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from vit_torch.config import check_number, check_positive, unknown
+
+
+class ParamGroup(TypedDict):
+    """Parameters that share a weight decay."""
+
+    names: list[str]
+    params: list[Tensor]
+    weight_decay: float
+
+
+Params = Iterable[tuple[str, Tensor]] | Sequence[ParamGroup]
+
+
+def decays(name: str, param: Tensor) -> bool:
+    """Tell whether weight decay applies: to matrices and convolutions only.
+
+    Biases, norms, layer scales, tokens and position tables are left alone.
+    """
+    return param.ndim >= 2 and name.rpartition(".")[2] == "weight"
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[ParamGroup]:
+    """Return the model's parameters in two groups: with weight decay, and without.
+
+    Parameters
+    ----------
+    model : nn.Module
+    weight_decay : float
+        The first group's; biases, norms, tokens and positions go to the second, of 0.
+
+    Returns
+    -------
+    list of ParamGroup
+        What the optimizers take as `params`. An empty group is left out.
+    """
+    check_weight_decay(weight_decay)
+    groups: list[ParamGroup] = [
+        {"names": [], "params": [], "weight_decay": weight_decay},
+        {"names": [], "params": [], "weight_decay": 0.0},
+    ]
+    for name, param in model.named_parameters():
+        group = groups[0 if decays(name, param) else 1]
+        group["names"].append(name)
+        group["params"].append(param)
+    return [group for group in groups if group["names"]]
+
+
+class _Named(torch.optim.Optimizer):
+    """What the optimizers share: named parameters, and state saved by their names."""
+
+    state_names: tuple[str, ...] = ()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step; a schedule sets it."""
+        return self.param_groups[0]["lr"]
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        check_lr(lr)
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    @property
+    def steps(self) -> int:
+        """The number of updates made."""
+        return getattr(self, "_steps", 0)
+
+    def step(self) -> None:
+        """Update every parameter from its `grad`."""
+        for name, param in self._named():
+            if param.grad is None:
+                raise ValueError(
+                    f"no gradient for {name!r}; run the backward pass first"
+                )
+        self._steps = self.steps + 1
+        super().step()
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """Return every parameter with its name."""
+        return [
+            pair
+            for group in self.param_groups
+            for pair in zip(group["names"], group["params"], strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state by name: `step`, and `exp_avg.head.weight` and its like.
+
+        The arrays are the optimizer's own, not copies. The learning rate, the betas and
+        the weight decay belong to the configuration and are not among them.
+        """
+        state = {"step": torch.tensor(self.steps, dtype=torch.float64)}
+        for name, param in self._named():
+            for key in self.state_names:
+                kept = self.state[param].get(key)
+                value = torch.zeros_like(param) if kept is None else kept
+                state[f"{key}.{name}"] = value.detach()
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the state: the next step is that of the optimizer saved.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown or a shape differs; nothing is changed then.
+        """
+        check_state(
+            {name: tuple(value.shape) for name, value in self.state_dict().items()},
+            {name: tuple(value.shape) for name, value in state.items()},
+        )
+        self._steps = int(state["step"])
+        self.state.clear()
+        if not self._steps:
+            return
+        for group in self.param_groups:
+            # torch's fused kernels read the step where the parameters are.
+            fused = group.get("fused")
+            for name, param in zip(group["names"], group["params"], strict=True):
+                if "exp_avg" in self.state_names:
+                    device = param.device if fused else "cpu"
+                    self.state[param]["step"] = torch.tensor(
+                        float(self._steps), dtype=torch.float32, device=device
+                    )
+                for key in self.state_names:
+                    value = torch.empty_like(param).copy_(state[f"{key}.{name}"])
+                    self.state[param][key] = value
+
+
+class SGD(_Named, torch.optim.SGD):
+    """Stochastic gradient descent, with momentum and weight decay.
+
+    The twin of the one in `vit_numpy.optim`, which has the equations.
+
+    Parameters
+    ----------
+    params : iterable of (str, Tensor), or sequence of groups
+        `model.named_parameters()`, or what `param_groups` returns; updated in place.
+    lr : float, at least 0
+        Learning rate.
+    momentum : float in [0, 1), default 0
+    nesterov : bool, default False
+        Look ahead along the momentum; needs momentum above 0.
+    weight_decay : float, at least 0, default 0
+        Of parameters that come in no group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument that breaks a rule above; in `step`, for a gradient that is
+        missing.
+
+    References
+    ----------
+    Sutskever et al. 2013, "On the importance of initialization and momentum".
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        check_momentum(momentum, nesterov)
+        check_lr(lr)
+        check_weight_decay(weight_decay)
+        self.state_names = ("momentum_buffer",) if momentum else ()
+        super().__init__(
+            _as_groups(params, weight_decay),
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            fused=fused,
+        )
+
+
+class Adam(_Named, torch.optim.Adam):
+    """Adam; weight decay is an L2 penalty, and so passes through the moments.
+
+    The twin of the one in `vit_numpy.optim`, which has the equations.
+
+    Parameters
+    ----------
+    params : iterable of (str, Tensor), or sequence of groups
+        `model.named_parameters()`, or what `param_groups` returns; updated in place.
+    lr : float, at least 0, default 1e-3
+        Learning rate.
+    betas : (float, float) in [0, 1), default (0.9, 0.999)
+        Decay of the running means of the gradient and of its square.
+    eps : float, above 0, default 1e-8
+        Added to the root of the second moment.
+    weight_decay : float, at least 0, default 0
+        Of parameters that come in no group.
+
+    fused : bool, optional
+        torch's fused kernel; torch only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `SGD`.
+
+    References
+    ----------
+    Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1.
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        check_betas(betas)
+        check_positive("eps", eps)
+        check_lr(lr)
+        check_weight_decay(weight_decay)
+        super().__init__(
+            _as_groups(params, weight_decay),
+            lr=lr,
+            betas=(betas[0], betas[1]),
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=fused,
+        )
+
+
+class AdamW(_Named, torch.optim.AdamW):
+    """Adam with decoupled weight decay: parameters shrink, moments do not see it.
+
+    The twin of the one in `vit_numpy.optim`, which has the equations.
+
+    Parameters
+    ----------
+    params, lr, betas, eps, fused
+        As `Adam`.
+    weight_decay : float, at least 0, default 0.01
+        Of parameters that come in no group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `SGD`.
+
+    References
+    ----------
+    Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        check_betas(betas)
+        check_positive("eps", eps)
+        check_lr(lr)
+        check_weight_decay(weight_decay)
+        super().__init__(
+            _as_groups(params, weight_decay),
+            lr=lr,
+            betas=(betas[0], betas[1]),
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=fused,
+        )
+
+
+@torch.no_grad()
+def grad_norm(grads: Mapping[str, Tensor]) -> Tensor:
+    """Return the Euclidean norm of all gradients taken as one vector.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not grads:
+        raise ValueError("grads must hold at least one gradient, got none")
+    return nn.utils.get_total_norm(grads.values())
+
+
+@torch.no_grad()
+def clip_grad_norm(grads: dict[str, Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients, in place, so that their common norm is at most `max_norm`.
+
+    Parameters
+    ----------
+    grads : dict of Tensor
+        Multiplied by min(1, max_norm / (norm + 1e-6)).
+    max_norm : float, above 0
+
+    Returns
+    -------
+    Tensor
+        The norm before: a scalar of the gradients' dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `max_norm` is no number, or not above 0; if there are no gradients.
+
+    References
+    ----------
+    Pascanu et al. 2013, "On the difficulty of training recurrent neural networks",
+    algorithm 1.
+    """
+    check_positive("max_norm", max_norm)
+    norm = grad_norm(grads)
+    # Always multiplied, by 1 at most: to ask first would wait for an accelerator.
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    for grad in grads.values():
+        grad *= factor
+    return norm
+
+
+def check_lr(lr: float) -> None:
+    """Raise unless `lr` is a number of at least 0."""
+    check_number("lr", lr)
+    if lr < 0:
+        raise ValueError(f"lr must be at least 0, got lr={lr}")
+
+
+def check_weight_decay(weight_decay: float) -> None:
+    """Raise unless `weight_decay` is a number of at least 0."""
+    check_number("weight_decay", weight_decay)
+    if weight_decay < 0:
+        raise ValueError(
+            f"weight_decay must be at least 0, got weight_decay={weight_decay}"
+        )
+
+
+def check_momentum(momentum: float, nesterov: bool) -> None:
+    """Raise unless `momentum` is in [0, 1), and above 0 for Nesterov's."""
+    check_number("momentum", momentum)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), got momentum={momentum}")
+    if nesterov and not momentum:
+        raise ValueError(
+            "nesterov=True needs momentum above 0, got momentum=0; 0.9 is usual"
+        )
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """Raise unless `betas` are two numbers in [0, 1)."""
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise TypeError(f"betas must be two numbers, got betas={betas!r}")
+    for beta in betas:
+        check_number("betas", beta)
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas must be in [0, 1), got betas={tuple(betas)}")
+
+
+def check_state(
+    own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise unless `state` has the names and shapes of `own`."""
+    for name in own:
+        if name not in state:
+            raise ValueError(
+                f"optimizer state has no {name!r}; it holds {len(state)} arrays"
+            )
+    for name, shape in state.items():
+        if name not in own:
+            raise ValueError(unknown("optimizer state", name, own))
+        if shape != own[name]:
+            raise ValueError(f"{name} must have shape {own[name]}, got shape {shape}")
+
+
+def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
+    """Return `params` as groups; raise for none, or for a name given twice."""
+    given: list[Any] = list(params)
+    if given and isinstance(given[0], dict):
+        groups: list[ParamGroup] = given
+    else:
+        names, arrays = [name for name, _ in given], [param for _, param in given]
+        groups = [{"names": names, "params": arrays, "weight_decay": weight_decay}]
+    seen = [name for group in groups for name in group["names"]]
+    if not seen:
+        raise ValueError("params must hold at least one parameter, got none")
+    for group in groups:
+        check_weight_decay(group["weight_decay"])
+    if len(set(seen)) < len(seen):
+        twice = next(name for name in seen if seen.count(name) > 1)
+        raise ValueError(f"params must name each parameter once, got {twice!r} twice")
+    return groups
