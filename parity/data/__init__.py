@@ -7,7 +7,7 @@ shape (N, C, H, W), labels int64 of shape (N,).
 
 from parity.data.cache import cache_folder
 from parity.data.draws import ImageDraws
-from parity.data.fetch import SOURCES, DataNotFoundError, Fetched, FetchError, fetch
+from parity.data.fetching import SOURCES, DataNotFoundError, Fetched, FetchError, fetch
 from parity.data.folder import FolderImages
 from parity.data.formats import read_cifar10, read_idx, write_cifar10, write_idx
 from parity.data.registry import (

@@ -164,7 +164,7 @@ def write_idx(path: StrPath, array: npt.NDArray[Any]) -> None:
             "cast it with .astype"
         )
     header = bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    data = header + array.astype(_IDX_TYPES[code], copy=False).tobytes()
+    data = header + np.asarray(array, _IDX_TYPES[code]).tobytes()
     path = Path(path)
     # mtime 0: the same array gives the same bytes.
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity.data.draws import check_seed, permutation
-from parity.data.fetch import require
+from parity.data.fetching import require
 from parity.data.folder import FolderImages, list_classes
 from parity.data.formats import CIFAR10_CLASSES, read_cifar10, read_idx
 from parity.data.names import unknown_name
@@ -41,7 +41,7 @@ _FASHION_CLASSES = (
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelStatistics:
     """Mean and standard deviation of every pixel of a channel, of values in [0, 1].
 
@@ -58,7 +58,7 @@ class ChannelStatistics:
         ``std`` divides by the number of pixels, not by one less.
     """
 
-    images: Images
+    images: Images = field(repr=False)
 
     @cached_property
     def _moments(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -98,7 +98,7 @@ class ChannelStatistics:
         return self._moments[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Images with labels: what a stream of batches is made of.
 
@@ -113,8 +113,8 @@ class Part:
         Of the *training* images, whichever part this is.
     """
 
-    images: Images
-    labels: npt.NDArray[np.int64]
+    images: Images = field(repr=False)
+    labels: npt.NDArray[np.int64] = field(repr=False)
     class_names: tuple[str, ...]
     statistics: ChannelStatistics = field(repr=False)
 
@@ -141,7 +141,7 @@ class Part:
         return replace(self, images=images, labels=self.labels[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images with their labels.
 
@@ -163,10 +163,10 @@ class Dataset:
     """
 
     name: str
-    train_images: Images
-    train_labels: npt.NDArray[np.int64]
-    test_images: Images
-    test_labels: npt.NDArray[np.int64]
+    train_images: Images = field(repr=False)
+    train_labels: npt.NDArray[np.int64] = field(repr=False)
+    test_images: Images = field(repr=False)
+    test_labels: npt.NDArray[np.int64] = field(repr=False)
     class_names: tuple[str, ...]
 
     @cached_property

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from parity.data.fetch import require
+from parity.data.fetching import require
 from parity.data.registry import SUBSET_FILE, read_idx_pair
 
 TRAIN_PER_CLASS = 1000

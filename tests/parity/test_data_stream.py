@@ -1,0 +1,223 @@
+"""The stream of batches, and the keyed random numbers under it."""
+
+import numpy as np
+import pytest
+
+from parity.data import BatchStream, ImageDraws, from_arrays, load, normalise
+from parity.data.draws import permutation, philox4x32
+
+
+def make_part(count=103, channels=3):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, channels, 8, 6), np.uint8)
+    return from_arrays(images, np.arange(count) % 10).train
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        # The known answers that the authors of Philox publish with Random123.
+        ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        (
+            [0xFFFFFFFF] * 4,
+            (0xFFFFFFFF, 0xFFFFFFFF),
+            [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD],
+        ),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            (0xA4093822, 0x299F31D0),
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, expected):
+    counters = np.array([counter, counter], np.uint32)
+    result = philox4x32(counters, key)
+    assert result.dtype == np.uint32
+    np.testing.assert_array_equal(result, [expected, expected])
+
+
+def test_draws_are_uniform():
+    draws = ImageDraws(7, 0, np.arange(20000))
+    values = draws.uniform("x", 3)
+    assert values.shape == (20000, 3)
+    assert values.min() >= 0
+    assert values.max() < 1
+    # Five standard errors of the mean and of the correlation.
+    assert abs(values.mean() - 0.5) < 5 * (1 / 12 / 60000) ** 0.5
+    off = np.corrcoef(values.T)[np.triu_indices(3, 1)]
+    assert np.abs(off).max() < 5 / 20000**0.5
+    whole = draws.integers("y", -2, 5)
+    counts = np.bincount(whole[:, 0] + 2)
+    assert len(counts) == 7
+    assert np.abs(counts - 20000 / 7).max() < 5 * (20000 / 7) ** 0.5
+    with pytest.raises(ValueError, match="high must be above low, got low=3, high=3"):
+        draws.integers("y", 3, 3)
+
+
+def test_draws_are_keyed_by_everything_but_the_batch():
+    whole = ImageDraws(1, 2, np.arange(50))
+    rows = np.array([30, 4, 4])
+    part = ImageDraws(1, 2, rows)
+    np.testing.assert_array_equal(part.uniform("a", 5), whole.uniform("a", 5)[rows])
+    np.testing.assert_array_equal(whole.uniform("a", 3), whole.uniform("a", 5)[:, :3])
+    reference = whole.uniform("a")
+    others = [
+        whole.uniform("b"),
+        ImageDraws(1, 3, np.arange(50)).uniform("a"),
+        ImageDraws(1 + 2**40, 2, np.arange(50)).uniform("a"),
+    ]
+    for other in others:
+        assert (other != reference).all()
+    value = whole.generator(30, "a").random()
+    assert part.generator(0, "a").random() == value
+    assert whole.generator(31, "a").random() != value
+
+
+def test_permutation():
+    orders = [permutation(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    for i, first in enumerate(orders):
+        for second in orders[i + 1 :]:
+            assert (first == second).mean() < 0.02
+    # Pinned: a run of today must be resumed in the same order by a later version.
+    assert permutation(0, 0, 10).tolist() == [3, 0, 6, 5, 1, 8, 2, 9, 7, 4]
+
+
+def test_epoch_visits_every_image_once():
+    part = make_part()
+    stream = BatchStream(part, 10, seed=3)
+    batches = list(stream.epoch(4))
+    assert len(batches) == len(stream) == 11
+    assert [len(b.labels) for b in batches] == [10] * 10 + [3]
+    rows = np.concatenate([b.indices for b in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(103))
+    assert (rows != np.arange(103)).any()
+    for batch in batches:
+        np.testing.assert_array_equal(batch.labels, part.labels[batch.indices])
+    whole = BatchStream(part, 10, seed=3, drop_last=True)
+    assert [len(b.labels) for b in whole.epoch(4)] == [10] * 10
+    assert len(whole) == 10
+    ordered = BatchStream(part, 50, seed=3, shuffle=False)
+    np.testing.assert_array_equal(
+        np.concatenate([b.indices for b in ordered.epoch(9)]), np.arange(103)
+    )
+
+
+def flip_and_shift(images, draws, indices):
+    """Flip half of the images; add to each a number of its own, in float32."""
+    np.testing.assert_array_equal(draws.indices, indices)
+    flip = draws.uniform("flip")[:, 0] < 0.5
+    images[flip] = images[flip][..., ::-1]
+    shift = draws.uniform("shift")[:, :, None, None].astype(np.float32)
+    return images.astype(np.float32) + shift
+
+
+@pytest.mark.parametrize("transform", [None, flip_and_shift])
+def test_resuming_needs_no_replay(transform):
+    part = make_part()
+    first = BatchStream(part, 10, seed=3, transform=transform)
+    for epoch in range(3):
+        batches = list(first.epoch(epoch))
+    for start in (0, 1, 7, 11):
+        fresh = BatchStream(part, 10, seed=3, transform=transform)
+        resumed = list(fresh.epoch(2, start=start))
+        assert len(resumed) == 11 - start
+        for a, b in zip(resumed, batches[start:], strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_order_depends_on_seed_and_epoch():
+    part = make_part()
+    orders = {
+        tuple(BatchStream(part, 10, seed=seed).order(epoch))
+        for seed in (0, 1, 2**63)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+def test_transform_does_not_depend_on_the_batch():
+    part = make_part()
+    before = part.images.copy()
+    results = []
+    for batch_size in (7, 103):
+        stream = BatchStream(part, batch_size, seed=1, transform=flip_and_shift)
+        batches = list(stream.epoch(5))
+        rows = np.concatenate([b.indices for b in batches])
+        images = np.concatenate([b.images for b in batches])
+        results.append(images[np.argsort(rows)])
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(part.images, before)
+    plain = np.concatenate([b.images for b in BatchStream(part, 103, 1).epoch(5)])
+    assert (results[0] != plain).any()
+
+
+def test_images_are_normalised_with_the_training_statistics():
+    dataset = load("mnist-subset")
+    stream = BatchStream(dataset.train, 10000, seed=0)
+    images = next(stream.epoch(0)).images
+    assert images.dtype == np.float32
+    assert abs(images.mean(dtype=np.float64)) < 1e-6
+    assert abs(images.std(dtype=np.float64) - 1) < 1e-6
+    test = next(BatchStream(dataset.test, 5, 0, shuffle=False).epoch(0)).images
+    expected = (dataset.test_images[:5] / 255 - dataset.mean) / dataset.std
+    np.testing.assert_allclose(test, expected, rtol=0, atol=1e-6)
+
+
+def test_normalise_per_channel():
+    images = make_part(5).images
+    mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.247, 0.2435, 0.2616])
+    expected = (images / 255 - mean[:, None, None]) / std[:, None, None]
+    for dtype in (np.uint8, np.float32):
+        result = normalise(images.astype(dtype), mean, std)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, rtol=0, atol=5e-7)
+    with pytest.raises(TypeError, match="uint8 or float32, got float64; cast"):
+        normalise(images.astype(np.float64), mean, std)
+    with pytest.raises(
+        ValueError, match=r"shape \(3,\), one value a channel, got \(1,"
+    ):
+        normalise(images, mean[:1], std[:1])
+    with pytest.raises(ValueError, match=r"std must be above 0 in every channel"):
+        normalise(images, mean, std * 0)
+
+
+def test_raw_pixels_and_own_statistics():
+    part = make_part()
+    raw = next(BatchStream(part, 4, 0, normalize=False).epoch(0))
+    assert raw.images.dtype == np.uint8
+    np.testing.assert_array_equal(raw.images, part.images[raw.indices])
+    own = next(BatchStream(part, 4, 0, mean=[0.0] * 3, std=[1.0] * 3).epoch(0))
+    np.testing.assert_allclose(own.images, raw.images / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "batch_size must be at least 1, got 0", {"batch_size": 0}),
+        (TypeError, "batch_size must be an int, got float", {"batch_size": 2.0}),
+        (ValueError, "seed must be at least 0 and below .* got -1", {"seed": -1}),
+        (TypeError, "seed must be an int, got str", {"seed": "0"}),
+        (ValueError, "at most the 103 images, got 104", {"drop_last": True}),
+        (ValueError, "given together, got no std", {"mean": [0.0] * 3}),
+    ],
+)
+def test_stream_refuses(error, message, options):
+    with pytest.raises(error, match=message):
+        BatchStream(make_part(), **({"batch_size": 104, "seed": 0} | options))
+
+
+def test_stream_refuses_no_images_and_places_that_are_not_there():
+    part = make_part()
+    with pytest.raises(ValueError, match="at least one image, got none"):
+        BatchStream(part.take(np.arange(0)), 1, 0)
+    stream = BatchStream(part, 10, 0)
+    with pytest.raises(ValueError, match="epoch must be at least 0"):
+        stream.epoch(-1)
+    with pytest.raises(
+        ValueError, match=r"start must be 0 to the 11 batches .* got 12"
+    ):
+        stream.epoch(0, start=12)
