@@ -76,6 +76,10 @@ _ERFC_FAR = (
 _S_SIX, _S_ONE = 1 / (1 + 6 / 2), 1 / (1 + 1 / 2)
 
 
+# Turns powers of e into powers of two: eˣ = 2^(x log₂ e).
+LOG2_E = 1.4426950408889634
+
+
 def row_mean(x: Array) -> Array:
     """Mean over the last axis, which is kept: (..., D) -> (..., 1)."""
     dim = x.shape[-1]
@@ -243,3 +247,34 @@ def _polynomial_into(y: Array, x: Array, coefficients: Sequence[float]) -> None:
         y += coefficient
         y *= x
     y += coefficients[0]
+
+
+def exp_scores(q: Array, k: Array) -> tuple[Array, Array]:
+    """Softmax of q kᵀ before its division: 2^(q kᵀ), and the sums of its rows.
+
+    Powers of two cost less than powers of e; `q` carries the factor `LOG2_E` for them.
+    A common factor of a row changes nothing after the division, so the largest exponent
+    is made 0 only where a sum would otherwise leave the range in which no precision is
+    lost. That spares two passes over the largest array of a Vision Transformer.
+
+    Parameters
+    ----------
+    q, k : ndarray of shape (..., T, Dh)
+
+    Returns
+    -------
+    e : ndarray of shape (..., T, T)
+    total : ndarray of shape (..., T, 1)
+    """
+    k_columns = k.swapaxes(-1, -2)
+    ones = np.ones(k.shape[-2], k.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        e: Array = q @ k_columns
+        np.exp2(e, out=e)
+        total = e @ ones
+    if not (total.min() > 1e-12 and total.max() < 1e12):
+        np.matmul(q, k_columns, out=e)
+        e -= e.max(axis=-1, keepdims=True)
+        np.exp2(e, out=e)
+        total = e @ ones
+    return e, total[..., None]
