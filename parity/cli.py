@@ -1,0 +1,110 @@
+"""The command `parity`.
+
+Exit status: 0 when all agrees, 1 on a mismatch, 2 for bad usage or bad input, which is
+answered with one line, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from parity.data.names import unknown_name
+
+AGREE, MISMATCH, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Name: (module with add_arguments and run, what it does).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "check": (
+        "parity.commands.check",
+        "compare every layer of vit_numpy with vit_torch, forward and backward",
+    ),
+}
+
+# Which extra brings what a command may miss.
+_EXTRAS = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "hypothesis": "check",
+    "tqdm": "train",
+    "PIL": "train",
+    "threadpoolctl": "train",
+    "matplotlib": "plot",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers bad usage with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with status 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, without the program's name; by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else BAD_INPUT
+    except KeyboardInterrupt:
+        print("parity: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        return _refuse(
+            f"{missing} is not installed; pip install 'vit-parity[{_EXTRAS[missing]}]'"
+        )
+    except (ValueError, TypeError, OSError) as error:
+        return _refuse(str(error))
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="parity",
+        description="Prove that two implementations of a Vision Transformer are equal.",
+        epilog="\n".join(
+            ["commands:"]
+            + [f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items()]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("command", help="one of those below")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="see parity COMMAND --help"
+    )
+    name = parser.parse_args(arguments[:1]).command
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    path, about = COMMANDS[name]
+    command = import_module(path)
+    subparser = Parser(prog=f"parity {name}", description=about)
+    command.add_arguments(subparser)
+    status: int = command.run(subparser.parse_args(arguments[1:]))
+    return status
+
+
+def _refuse(message: str) -> int:
+    print(f"parity: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _version() -> str:
+    try:
+        return f"vit-parity {version('vit-parity')}"
+    except PackageNotFoundError:
+        return "vit-parity, not installed"

@@ -1,0 +1,104 @@
+"""`parity check`: every pair on drawn cases, a table, and what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from parity.cli import AGREE, MISMATCH
+from parity.data.names import unknown_name
+from parity.data.progress import progress_bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="the rows of the table to check; all by default",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32", "both"), default="both"
+    )
+    parser.add_argument(
+        "--examples",
+        type=_at_least(1),
+        metavar="N",
+        help="cases a pair and dtype (default 28), at least one a regime",
+    )
+    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S")
+    parser.add_argument(
+        "--case", metavar="JSON", help="one case, as a failure report gives it"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_at_least(1),
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes; by default one a core, up to 8",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the results there as well"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, print, and return the exit status."""
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ValueError(
+            f"--json must be in a folder that exists, got {args.json}; make it first"
+        )
+    from parity.pairs import PAIRS
+    from parity.report import describe, summary, table, write_json
+    from parity.runs import EXAMPLES, run_case, run_pairs
+    from parity.strategies import Case
+
+    by_name = {pair.name: pair for pair in PAIRS}
+    for name in args.layer or ():
+        if name not in by_name:
+            raise unknown_name("layer", name, by_name)
+    pairs = [by_name[name] for name in dict.fromkeys(args.layer or by_name)]
+    dtypes = ("float64", "float32") if args.dtype == "both" else (args.dtype,)
+    started = time.perf_counter()
+    if args.case is not None:
+        if len(pairs) != 1:
+            raise ValueError(f"--case needs exactly one --layer, got {len(pairs)}")
+        case = Case.from_json(args.case, args.seed)
+        results = [run_case(pairs[0], dtype, case) for dtype in dtypes]
+    else:
+        examples = args.examples or EXAMPLES
+        total = examples * len(pairs) * len(dtypes)
+        with progress_bar("parity check", total, "case") as advance:
+            results = run_pairs(
+                pairs,
+                dtypes,
+                examples=examples,
+                seed=args.seed,
+                workers=args.workers,
+                progress=advance,
+            )
+    seconds = time.perf_counter() - started
+    print(table(results))
+    failed = [result for result in results if result.failures]
+    for result in failed:
+        print(describe(result))
+    print(summary(results, seconds))
+    if args.json is not None:
+        write_json(args.json, results, seconds)
+    return MISMATCH if failed else AGREE
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {least}, got {text!r}"
+            )
+        return int(text)
+
+    return number

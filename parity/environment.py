@@ -1,0 +1,75 @@
+"""What a result was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "vit-parity",
+    "numpy",
+    "torch",
+    "torchvision",
+    "safetensors",
+    "hypothesis",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, CPU, BLAS kernel and threads, as JSON can hold them."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "blas": _blas(),
+        "torch_threads": _torch_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _blas() -> list[dict[str, Any]] | None:
+    """Return the BLAS libraries that are loaded; None if threadpoolctl is missing."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
+    import numpy  # noqa: F401  (loads its BLAS)
+
+    return [
+        {
+            "library": pool["internal_api"],
+            "version": pool.get("version"),
+            "kernel": pool.get("architecture"),
+            "threads": pool["num_threads"],
+        }
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
+
+
+def _torch_threads() -> int | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.get_num_threads()

@@ -1,0 +1,37 @@
+"""The same dropout masks for both backends."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class NumpyMasks(Protocol):
+    """A mask source of `vit_numpy`, such as its `KeyedMasks`."""
+
+    def keep(self, name: str, shape: tuple[int, ...], p: float) -> NDArray[np.bool_]:
+        """Return the mask of the layer `name`: False with probability `p`."""
+        ...
+
+
+class TorchMasks:
+    """Gives `vit_torch` the masks that a source of `vit_numpy` draws.
+
+    Parameters
+    ----------
+    source : NumpyMasks
+        Such as ``vit_numpy.masks.KeyedMasks(seed, step)``.
+    device : torch.device or str, default 'cpu'
+        Where the masks are wanted.
+    """
+
+    def __init__(self, source: NumpyMasks, device: torch.device | str = "cpu") -> None:
+        self.source = source
+        self.device = device
+
+    def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
+        """Return the mask of the layer `name` as a bool tensor."""
+        mask = self.source.keep(name, tuple(shape), p)
+        return torch.from_numpy(np.ascontiguousarray(mask)).to(self.device)

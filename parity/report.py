@@ -1,0 +1,232 @@
+"""Results for people and for programs: the table, the failures, the JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from parity.environment import environment
+from parity.runs import Failure, PairResult, Record
+
+_HEADERS = (
+    "pair",
+    "dtype",
+    "cases",
+    "tensors",
+    "forward",
+    "dx",
+    "params",
+    "sensitivity",
+    "time",
+    "",
+)
+# What a person reads first: numbers, then the ways in which a layer is used.
+_SHOWN = 3
+
+
+def table(results: Sequence[PairResult]) -> str:
+    """Return a row a pair and dtype.
+
+    'forward', 'dx' and 'params' are the largest shares of the error bound that were
+    used (1 is the limit), 'sensitivity' the smallest relative error in one element
+    that is flagged, for the tensor where it is largest.
+    """
+    rows = [
+        (
+            result.pair,
+            result.dtype,
+            str(result.examples),
+            str(result.tensors),
+            _share(result.share("forward")),
+            _share(result.share("dx")),
+            _share(result.share("d_params")),
+            "–" if result.sensitivity is None else f"{result.sensitivity:.0e}",
+            f"{result.seconds:.1f} s",
+            "FAIL" if result.failures else "ok",
+        )
+        for result in results
+    ]
+    widths = [max(map(len, column)) for column in zip(_HEADERS, *rows, strict=True)]
+    lines = []
+    for row in (_HEADERS, *rows):
+        names = [cell.ljust(w) for cell, w in zip(row[:2], widths[:2], strict=True)]
+        values = [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(names + values).rstrip())
+    lines.insert(1, "─" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def summary(results: Sequence[PairResult], seconds: float) -> str:
+    """Return the last line."""
+    totals = _totals(results, seconds)
+    ambiguous = sum(result.ambiguous for result in results)
+    drawn_again = f", {ambiguous} ambiguous cases drawn again" if ambiguous else ""
+    return (
+        f"{totals['pairs']} pairs, {totals['comparisons']:,} comparisons, "
+        f"{totals['failures']} failures{drawn_again}, in {seconds:.1f} s"
+    )
+
+
+def describe(result: PairResult) -> str:
+    """Say what is wrong with a pair, and how to see it again."""
+    lines = []
+    for case, failures in groupby(result.failures, key=lambda failure: failure.case):
+        group = list(failures)
+        first = group[0]
+        lines += ["", f"{first.pair} does not agree in {first.dtype}:"]
+        for failure in group[:_SHOWN]:
+            lines += _failure_lines(failure)
+        if len(group) > _SHOWN:
+            others = dict.fromkeys(
+                f"{f.finding.check} {f.finding.tensor}".strip() for f in group[_SHOWN:]
+            )
+            lines.append(f"  also: {', '.join(others)}")
+        config = ", ".join(f"{name}={value!r}" for name, value in case.config.items())
+        shapes = ", ".join(f"{name} {shape}" for name, shape in case.shapes.items())
+        lines += [
+            f"  smallest case   {config}; {shapes}; regime {case.regime!r}",
+            f"  reproduce       {command(first)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def command(failure: Failure) -> str:
+    """Return the command that shows a failure again."""
+    return shlex.join(
+        [
+            "parity",
+            "check",
+            "--layer",
+            failure.pair,
+            "--dtype",
+            failure.dtype,
+            "--seed",
+            str(failure.case.seed),
+            "--case",
+            failure.case.to_json(),
+        ]
+    )
+
+
+def _failure_lines(failure: Failure) -> list[str]:
+    finding = failure.finding
+    lines = [f"  {finding.check}: {finding.tensor}".rstrip(": ")]
+    if finding.detail:
+        lines.append(f"    {finding.detail}")
+    if finding.index is not None:
+        where = f"[{', '.join(map(str, finding.index))}]"
+        lines += [
+            f"    {finding.tensor}{where}",
+            f"      candidate  {finding.candidate!r}",
+            f"      torch      {finding.torch!r}",
+            f"      reference  {finding.truth!r}",
+        ]
+    if math.isfinite(finding.share):
+        lines.append(f"      {finding.share:,.3g} times the error bound")
+    return lines
+
+
+def to_json(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
+    """Return totals, a record a pair, dtype, check and tensor, and the environment."""
+    return {
+        "totals": _totals(results, seconds),
+        "pairs": [
+            {
+                "pair": result.pair,
+                "dtype": result.dtype,
+                "examples": result.examples,
+                "ambiguous": result.ambiguous,
+                "tensors": result.tensors,
+                "sensitivity": result.sensitivity,
+                "seconds": result.seconds,
+                "failures": [_failure_json(failure) for failure in result.failures],
+            }
+            for result in results
+        ],
+        "records": [
+            _record_json(result, record)
+            for result in results
+            for record in result.records.values()
+        ],
+        "environment": environment(),
+    }
+
+
+def write_json(path: Path, results: Sequence[PairResult], seconds: float) -> None:
+    """Write the results; the file is there whole or not at all."""
+    text = json.dumps(to_json(results, seconds), indent=1, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file through a temporary one in the same folder."""
+    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file readable by its owner only.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _totals(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
+    shares = [share for r in results if (share := r.share()) is not None]
+    return {
+        "pairs": len({result.pair for result in results}),
+        "comparisons": sum(result.comparisons for result in results),
+        "failures": sum(len(result.failures) for result in results),
+        "max_bound_used": _finite(max(shares, default=0.0)),
+        "seconds": seconds,
+    }
+
+
+def _record_json(result: PairResult, record: Record) -> dict[str, Any]:
+    return {
+        "pair": result.pair,
+        "dtype": result.dtype,
+        "check": record.check,
+        "tensor": record.tensor,
+        "comparisons": record.comparisons,
+        "max_bound_used": _finite(record.share),
+        "sensitivity": record.sensitivity,
+        "seen": record.seen,
+    }
+
+
+def _failure_json(failure: Failure) -> dict[str, Any]:
+    finding = failure.finding
+    return {
+        "check": finding.check,
+        "tensor": finding.tensor,
+        "detail": finding.detail,
+        "index": None if finding.index is None else list(finding.index),
+        "candidate": _finite(finding.candidate),
+        "torch": _finite(finding.torch),
+        "reference": _finite(finding.truth),
+        "bound_used": _finite(finding.share),
+        "case": json.loads(failure.case.to_json()) | {"seed": failure.case.seed},
+        "command": command(failure),
+    }
+
+
+def _finite(value: float | None) -> float | str | None:
+    """Return what JSON can hold: infinity and NaN as text."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
