@@ -84,7 +84,7 @@ References
    arithmetic", UCLA CSD-970002, 1997.
 """
 
-from parity.bounds.reference import FACTOR, Quantity, Reference, reference
+from parity.bounds.measure import FACTOR, Quantity, Reference, reference
 from parity.bounds.rounding import (
     NoRuleError,
     Operation,

@@ -53,12 +53,15 @@ def _native_layer_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     outer = tuple(range(x.dim() - len(normalized_shape)))
     dims = tuple(range(len(outer), x.dim()))
-    x_hat = (x - mean) * rstd
+    # The mean is taken anew for each use: were its error the same in both terms of dx,
+    # they would cancel in some elements, as they need not in another formulation.
+    x_hat = (x - x.mean(dims, keepdim=True)) * rstd
     dx = dweight = dbias = None
     if output_mask[0]:
         d = dy if weight is None else dy * weight
         d_mean = d.mean(dims, keepdim=True)
-        dx = rstd * (d - d_mean - x_hat * (d * x_hat).mean(dims, keepdim=True))
+        projection = (d * ((x - mean) * rstd)).mean(dims, keepdim=True)
+        dx = rstd * (d - d_mean - x_hat * projection)
     if output_mask[1] and weight is not None:
         dweight = (dy * x_hat).sum(outer) if outer else dy * x_hat
     if output_mask[2] and bias is not None:
@@ -193,10 +196,10 @@ DECOMPOSITIONS: dict[str, Decomposition] = {
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
     "lerp": _lerp,
-    "var": _var,
-    "var_mean": _var_mean,
-    "std": _std,
-    "std_mean": _std_mean,
+    "var.correction": _var,
+    "var_mean.correction": _var_mean,
+    "std.correction": _std,
+    "std_mean.correction": _std_mean,
     "linalg_vector_norm": _vector_norm,
 }
 

@@ -53,8 +53,8 @@ class Operation(NamedTuple):
         return self.op(*map(_magnitude, self.args), **kwargs)
 
     def term_counts(self) -> Tensor:
-        """Count the terms that a linear operator adds into each element."""
-        ones = (torch.ones_like(a) if _is_floating(a) else a for a in self.args)
+        """Count the terms, other than 0, that an operator adds into each element."""
+        ones = ((a != 0).to(a.dtype) if _is_floating(a) else a for a in self.args)
         counts: Tensor = self.op(*ones, **self.kwargs)
         return counts
 
@@ -116,7 +116,8 @@ def _summation(call: Operation) -> Tensor | None:
 def _scatter(call: Operation) -> Tensor:
     """Add by a pattern that the operator alone knows, so it is asked to count."""
     scale: Tensor = call.on_magnitudes()
-    return scale.mul_(call.term_counts().sqrt_())
+    counts = call.term_counts()
+    return scale.mul_(torch.where(counts > 1, counts.sqrt(), 0.0))
 
 
 def _index_put(call: Operation) -> Tensor | None:
@@ -188,12 +189,12 @@ def _adaptive_pool_window(call: Operation) -> int:
 
 _MOVES = """
     _reshape_alias _reshape_copy _unsafe_view alias alias_copy as_strided
-    broadcast_in_dim cat clone collapse_view contiguous copy detach diagonal expand
-    expand_copy flip lift_fresh lift_fresh_copy movedim permute repeat reshape resolve_conj resolve_neg
-    roll set slice split split_dim split_with_sizes squeeze squeeze_copy stack t
-    transpose transpose_copy tril triu unbind unfold unsafe_chunk unsafe_split
-    unsqueeze view view_copy view_of constant_pad_nd diagonal_backward slice_backward
-    select_backward slice_scatter select_scatter permute_copy
+    broadcast_in_dim cat clone collapse_view constant_pad_nd contiguous copy detach
+    diagonal diagonal_backward expand expand_copy flip lift_fresh lift_fresh_copy
+    movedim permute permute_copy repeat reshape resolve_conj resolve_neg roll
+    select_backward select_scatter set slice slice_backward slice_scatter split
+    split_dim split_with_sizes squeeze squeeze_copy stack t transpose transpose_copy
+    tril triu unbind unfold unsafe_chunk unsafe_split unsqueeze view view_copy view_of
 """
 _SELECTIONS = """
     _unsafe_index amax amin argmax argmin clamp clamp_max clamp_min cummax cummin
@@ -264,8 +265,9 @@ def register_rule(name: str, rule: Rule) -> None:
     Parameters
     ----------
     name : str
-        The operator without overload or trailing underscore: ``"erfinv"``, or with
-        its namespace outside ``aten``: ``"mylib::norm"``.
+        The operator without trailing underscore: ``"erfinv"``; with its namespace
+        outside ``aten``: ``"mylib::norm"``; with its overload for that one alone:
+        ``"var.correction"``.
     rule : callable
         `exact`, `elementwise`, `accumulation`, or a function from an `Operation` to
         the scale of its error in units of roundoff.
@@ -412,10 +414,11 @@ class _Plan(NamedTuple):
                 f"the reference must be deterministic, got the random operator {op}; "
                 "draw masks and noise outside and pass them as inputs"
             )
-        if name in DECOMPOSITIONS:
-            return cls(name, in_place, decomposition=DECOMPOSITIONS[name])
-        if name in RULES:
-            return cls(name, in_place, RULES[name], decision=_DECISIONS.get(name))
+        for key in (f"{name}.{op._overloadname}", name):
+            if key in DECOMPOSITIONS:
+                return cls(name, in_place, decomposition=DECOMPOSITIONS[key])
+            if key in RULES:
+                return cls(name, in_place, RULES[key], decision=_DECISIONS.get(name))
         if op.is_view:
             return cls(name, in_place, exact)
         if torch._C._dispatch_has_kernel_for_dispatch_key(

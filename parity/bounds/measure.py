@@ -29,8 +29,8 @@ _FLOAT64_NOISE = 2.0**-30
 _FLOAT64_UNIT = 2.0**-53
 _FLOAT32_UNIT = 2.0**-24
 
-# So many numbers of input are evaluated in one batch of runs; more only miss the cache.
-_BATCH_NUMBERS = 2**17
+# Runs are evaluated together up to this many numbers of input, to limit the memory.
+_BATCH_NUMBERS = 2**21
 
 
 @dataclass(frozen=True)
@@ -379,8 +379,9 @@ class _Sampler:
         self.cotangents = cotangents
         self.generator = generator
         self.batched = batched
-        self.underflow = torch.finfo(dtype).tiny
         wide = dtype == torch.float64
+        # Underflow of float64 cannot be imitated in float64, and subnormals are slow.
+        self.underflow = 0.0 if wide else torch.finfo(dtype).tiny
         self.unit = _FLOAT64_NOISE if wide else _FLOAT32_UNIT
         self.unscale = _FLOAT64_UNIT / _FLOAT64_NOISE if wide else 1.0
 
