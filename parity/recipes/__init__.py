@@ -24,14 +24,18 @@ from vit_numpy.config import (
     preset,
     unknown,
 )
+from vit_numpy.draws import HorizontalFlip, PadCrop, Transform
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("constant", "step", "cosine", "linear")
 INITS = ("trunc_normal", "xavier")
 DTYPES = ("float32", "float64")
 
-# Each augmentation's parameters and their defaults.
-AUGMENTATIONS: dict[str, dict[str, Any]] = {"flip": {"p": 0.5}, "pad_crop": {"pad": 4}}
+# The augmentations that a recipe can name; their fields are its parameters.
+AUGMENTATIONS: dict[str, type[Transform]] = {
+    "flip": HorizontalFlip,
+    "pad_crop": PadCrop,
+}
 
 Table = Mapping[str, Any]
 Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec")
@@ -181,17 +185,16 @@ class Recipe:
         check_rate("label_smoothing", self.label_smoothing)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
-        for entry in self.augment:
-            check_choice("augment", entry.get("name"), AUGMENTATIONS)
-            known = ("name", *AUGMENTATIONS[entry["name"]])
-            for key in entry:
-                if key not in known:
-                    raise ValueError(unknown(f"{entry['name']} parameter", key, known))
+        self.transforms()
         self.config()
 
     def config(self) -> ViTConfig:
         """Return the network's configuration: the preset with the recipe's changes."""
         return preset(self.preset, **self.model)
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the augmentations, in order, as `vit_numpy.augment` takes them."""
+        return tuple(map(_transform, self.augment))
 
     @classmethod
     def from_dict(cls, table: Table) -> Recipe:
@@ -315,6 +318,20 @@ def _build(cls: type[Spec], table: Any, where: str) -> Spec:
 
 
 _TABLES: dict[str, Any] = {"optimizer": OptimizerSpec, "schedule": ScheduleSpec}
+
+
+def _transform(entry: Any) -> Transform:
+    """Build the augmentation that an entry of `augment` names."""
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"augment must be a list of tables, got {entry!r} in it")
+    check_choice("augment", entry.get("name"), AUGMENTATIONS)
+    transform = AUGMENTATIONS[entry["name"]]
+    parameters = {key: value for key, value in entry.items() if key != "name"}
+    known = [f.name for f in dataclasses.fields(transform)]
+    for key in parameters:
+        if key not in known:
+            raise ValueError(unknown(f"{entry['name']} parameter", key, known))
+    return transform(**parameters)
 
 
 def _toml(value: Any) -> str:

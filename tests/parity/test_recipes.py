@@ -84,7 +84,10 @@ def test_toml_holds_any_text_and_number():
         ({"model.depht": 3}, "unknown configuration key 'depht'; did you mean 'depth'"),
         ({"preset": "network9"}, "unknown preset 'network9'; did you mean 'network"),
         ({"augment": [{"name": "flop"}]}, "unknown augment 'flop'; did you mean 'flip"),
-        ({"augment": [{"name": "pad_crop", "pda": 2}]}, "unknown pad_crop parameter"),
+        (
+            {"augment": [{"name": "pad_crop", "pading": 2}]},
+            "unknown pad_crop parameter",
+        ),
         ({"batch_size": 0}, "batch_size must be at least 1, got batch_size=0"),
         ({"optimizer.lr": -1.0}, "optimizer.lr must be above 0"),
         ({"optimizer.momentum": 0.9}, "optimizer.momentum is no option of 'adamw'"),
