@@ -105,9 +105,14 @@ def coloured(lines: Sequence[str]) -> Iterator[list[tuple[int, str, str]]]:
 
 
 def code_picture(
-    titles: tuple[str, str], rows: Sequence[tuple[list[str], list[str]]]
+    titles: tuple[str, str],
+    rows: Sequence[tuple[list[str], list[str]]],
+    equations: Sequence[str],
 ) -> str:
-    """Return two columns of code, level row by row, as an SVG."""
+    """Return two columns of code, level row by row, as an SVG.
+
+    The last row has code on the left only; the equations stand opposite.
+    """
     columns: list[list[str]] = [[], []]
     for left, right in rows:
         for column, lines in zip(columns, (left, right), strict=True):
@@ -136,7 +141,7 @@ def code_picture(
         '<rect width="100%" height="100%" fill="var(--page)"/>\n',
         f'<rect width="100%" height="{BAR}" fill="var(--bar)"/>\n',
     ]
-    x = 0.0
+    x, top = 0.0, BAR + MARGIN + 9
     for title, column, each in zip(titles, columns, widths, strict=True):
         left_edge = x + MARGIN
         out.append(
@@ -147,7 +152,7 @@ def code_picture(
         for i, line in enumerate(words):
             if not line:
                 continue
-            y = BAR + MARGIN + 9 + i * LEADING
+            y = top + i * LEADING
             # One x for each word keeps columns level whatever font the reader has.
             spans = "".join(
                 f'<tspan x="{number(left_edge + start * ADVANCE)}"'
@@ -157,13 +162,15 @@ def code_picture(
             )
             out.append(f'<text y="{number(y)}">{spans}</text>\n')
         x += each
-    if not any(rows[-1][1]):
-        first = max(map(len, columns)) - len(rows[-1][0])
-        y = BAR + MARGIN + 9 + first * LEADING
-        out.append(
-            f'<text class="note" x="{number(widths[0] + MARGIN)}" y="{number(y)}">'
-            "autograd derives this; parity proves that both agree</text>\n"
-        )
+    notes = ["autograd derives this; parity proves that both agree", "", *equations]
+    first = max(map(len, columns)) - len(rows[-1][0])
+    for i, line in enumerate(notes, start=first):
+        if line:
+            kind, y = ("code" if i > first else "note"), top + i * LEADING
+            out.append(
+                f'<text class="{kind}" x="{number(widths[0] + MARGIN)}" '
+                f'y="{number(y)}">{escape(line)}</text>\n'
+            )
     out.append(
         f'<path d="M0 {BAR}.5H{number(width)}M{number(widths[0])} 0V{number(height)}" '
         'stroke="var(--line)" fill="none"/>\n</g>\n'
@@ -422,7 +429,7 @@ def architecture() -> str:
         ".dot { fill: var(--tag); }\n"
         ".lead { stroke: var(--tag); stroke-dasharray: 2 2; fill: none; }\n"
         ".wire { stroke: var(--arrow); stroke-width: 1.4; fill: none; }\n"
-        ".zoom { stroke: var(--arrow); stroke-dasharray: 3 5; fill: none; opacity: .6; }\n"
+        ".zoom { stroke: var(--arrow); stroke-dasharray: 3 5; fill: none; }\n"
     )
     return d.svg(
         rules,

@@ -7,7 +7,7 @@ import os
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-from hypothesis import settings
+from hypothesis import settings  # noqa: E402
 
 # deadline=None: a first example pays for imports and warm-up, and would fail by the
 # clock alone. print_blob=True: a failure in CI is then replayed from its log.
