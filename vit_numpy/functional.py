@@ -95,12 +95,20 @@ def column_sum(x: Array) -> Array:
 def softmax(x: Array) -> Array:
     """Return exp(x) / Σ exp(x) over the last axis, (..., D) -> (..., D).
 
-    The row's maximum is subtracted first: a common factor of numerator and denominator
-    changes nothing, and exp cannot overflow.
+    A factor common to numerator and denominator changes nothing. So where exp could
+    leave the range of floats, the row's maximum is subtracted from x first; elsewhere
+    that would be two passes over x for the same result.
     """
-    y: Array = x - x.max(axis=-1, keepdims=True)
-    np.exp(y, out=y)
-    y /= (y @ np.ones(y.shape[-1], y.dtype))[..., None]
+    ones = np.ones(x.shape[-1], x.dtype)
+    with np.errstate(over="ignore"):
+        y: Array = np.exp(x)
+        total = y @ ones
+    # From a sum of 1 on, no less of a row underflows than after the subtraction.
+    if not ((total >= 1) & (total < np.inf)).all():
+        np.subtract(x, x.max(axis=-1, keepdims=True), out=y)
+        np.exp(y, out=y)
+        total = y @ ones
+    y /= total[..., None]
     return y
 
 
