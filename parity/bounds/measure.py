@@ -467,11 +467,9 @@ def _validate(dtype: torch.dtype, runs: int) -> None:
 
 
 def _rounded(value: Tensor | ArrayLike, dtype: torch.dtype) -> Tensor:
-    if isinstance(value, Tensor):
-        tensor = value.detach()
-    else:
-        tensor = torch.from_numpy(np.array(value))
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    kept = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(kept, copy=True)
 
 
 def _widened(value: Tensor) -> Tensor:
