@@ -11,9 +11,10 @@ import numpy as np
 
 from vit_numpy.module import Array
 
-# Elementwise work is done in pieces of this many elements, whose temporaries stay in
-# the second-level cache from one pass to the next.
-_PIECE = 1 << 15
+# Elementwise work is done in pieces of this many elements: few enough that they stay in
+# the second-level cache from one pass to the next, and enough that threads which work
+# on different images seldom wait for each other's hold of the interpreter.
+_PIECE = 1 << 16
 
 # Beyond ±40 the normal density is zero and its distribution 0 or 1, in float64 too:
 # arguments are clipped there, so that none of their powers overflows.
