@@ -1,12 +1,26 @@
 """Losses: cross entropy from logits, and the mean squared error."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_numpy.config import check_int, check_rate
 from vit_numpy.module import Array, check_dtype, saved
+
+
+class Loss(Protocol):
+    """What `vit_numpy.train.Trainer` asks of a loss."""
+
+    def forward(
+        self, logits: Array, targets: NDArray[Any], batch_size: int | None = None, /
+    ) -> tuple[np.floating[Any], Any]:
+        """Return the loss, and the cache for `backward`."""
+        ...
+
+    def backward(self, cache: Any) -> Array:
+        """Return the gradient of the logits."""
+        ...
 
 
 class CrossEntropyCache(NamedTuple):
@@ -145,6 +159,7 @@ class MeanSquaredError:
 
 def check_batch(logits: Array, batch_size: int | None, name: str = "logits") -> int:
     """Return the number of images to divide by; raise for an empty or odd batch."""
+    check_array(name, logits)
     check_dtype(name, logits.dtype)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(
@@ -159,6 +174,7 @@ def check_batch(logits: Array, batch_size: int | None, name: str = "logits") -> 
 
 def check_targets(logits: Array, targets: NDArray[Any]) -> None:
     """Raise unless `targets` are labels (B,) below K, or soft targets (B, K)."""
+    check_array("targets", targets)
     if targets.ndim != 1:
         return check_soft(logits, targets, "logits")
     batch, classes = logits.shape
@@ -172,18 +188,18 @@ def check_targets(logits: Array, targets: NDArray[Any]) -> None:
             f"targets must have shape ({batch},) or ({batch}, {classes}), "
             f"got shape {targets.shape}"
         )
-    wrong = (targets < 0) | (targets >= classes)
-    if wrong.any():
-        index = int(wrong.argmax())
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
         raise ValueError(
-            f"labels must be in [0, {classes}), got {int(targets[index])} at index "
-            f"{index}; num_classes must exceed the largest label"
+            f"labels must be in [0, {classes}), got {int(wrong[0])}; "
+            "num_classes must exceed the largest label"
         )
     return None
 
 
 def check_soft(outputs: Array, targets: NDArray[Any], name: str) -> None:
     """Raise unless `targets` have the outputs' shape and dtype."""
+    check_array("targets", targets)
     if targets.shape != outputs.shape:
         shape = outputs.shape
         labels = f"({shape[0]},) or " if name == "logits" else ""
@@ -194,4 +210,13 @@ def check_soft(outputs: Array, targets: NDArray[Any], name: str) -> None:
         raise TypeError(
             f"targets of shape {targets.shape} must have the dtype of the {name}, "
             f"{outputs.dtype.name}, got {targets.dtype.name}; cast them"
+        )
+
+
+def check_array(name: str, array: object) -> None:
+    """Raise unless `array` is of this backend's kind."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{name} must be a NumPy array for vit_numpy and a tensor for vit_torch, "
+            f"got {type(array).__name__}"
         )

@@ -76,6 +76,7 @@ class MeanSquaredError(nn.Module):
 
 def check_batch(logits: Tensor, batch_size: int | None, name: str = "logits") -> int:
     """Return the number of images to divide by; raise for an empty or odd batch."""
+    check_array(name, logits)
     if not logits.is_floating_point():
         raise TypeError(
             f"{name} must be float32 or float64, got {dtype_name(logits)}; "
@@ -94,6 +95,7 @@ def check_batch(logits: Tensor, batch_size: int | None, name: str = "logits") ->
 
 def check_targets(logits: Tensor, targets: Tensor) -> None:
     """Raise unless `targets` are labels (B,) below K, or soft targets (B, K)."""
+    check_array("targets", targets)
     if targets.ndim != 1:
         return check_soft(logits, targets, "logits")
     batch, classes = logits.shape
@@ -107,18 +109,18 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
             f"targets must have shape ({batch},) or ({batch}, {classes}), "
             f"got shape {tuple(targets.shape)}"
         )
-    wrong = (targets < 0) | (targets >= classes)
-    if wrong.any():
-        index = int(wrong.int().argmax())
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
         raise ValueError(
-            f"labels must be in [0, {classes}), got {int(targets[index])} at index "
-            f"{index}; num_classes must exceed the largest label"
+            f"labels must be in [0, {classes}), got {int(wrong[0])}; "
+            "num_classes must exceed the largest label"
         )
     return None
 
 
 def check_soft(outputs: Tensor, targets: Tensor, name: str) -> None:
     """Raise unless `targets` have the outputs' shape and dtype."""
+    check_array("targets", targets)
     if targets.shape != outputs.shape:
         shape = tuple(outputs.shape)
         labels = f"({shape[0]},) or " if name == "logits" else ""
@@ -135,3 +137,12 @@ def check_soft(outputs: Tensor, targets: Tensor, name: str) -> None:
 def dtype_name(tensor: Tensor) -> str:
     """Return the dtype as NumPy writes it: `float32`."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_array(name: str, array: object) -> None:
+    """Raise unless `array` is of this backend's kind."""
+    if not isinstance(array, Tensor):
+        raise TypeError(
+            f"{name} must be a NumPy array for vit_numpy and a tensor for vit_torch, "
+            f"got {type(array).__name__}"
+        )

@@ -1,0 +1,289 @@
+"""Training a Vision Transformer, one step at a time, and evaluating it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_numpy import parallel
+from vit_numpy.config import ViTConfig, check_int, check_positive
+from vit_numpy.layers.dropout import Dropout, MaskSource
+from vit_numpy.loss import CrossEntropy, Loss
+from vit_numpy.masks import KeyedMasks
+from vit_numpy.model import VisionTransformer
+from vit_numpy.module import Array, Grads, no_grad
+from vit_numpy.optim import Optimizer, clip_grad_norm, grad_norm
+from vit_numpy.schedule import Schedule
+
+# A shard pays for being handed to a thread from about this many multiplications on.
+_SHARD_WORK = 1 << 25
+_MOST_SHARDS = 8
+
+
+class StepMasks(Protocol):
+    """A mask source for each step, and for each part of a batch: `KeyedMasks`."""
+
+    def at(self, step: int) -> Self:
+        """Return the source of another training step's masks."""
+        ...
+
+    def shard(self, start: int, stop: int) -> MaskSource:
+        """Return the source of the same masks for a part of the batch."""
+        ...
+
+
+class StepResult(NamedTuple):
+    """What one training step measured, before it updated the parameters.
+
+    Attributes
+    ----------
+    step : int
+        Counts from 0.
+    loss : float
+    accuracy : float
+        Share of the batch whose largest logit is its label's, dropout included.
+    grad_norm : float
+        Norm of all gradients together, before clipping.
+    lr : float
+        The learning rate of the update.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    grad_norm: float
+    lr: float
+
+
+class _Shard(NamedTuple):
+    """What a part of the batch adds to the whole."""
+
+    loss: np.floating[Any]
+    correct: int
+    grads: Grads
+
+
+class Trainer:
+    """Trains a model: forward, backward, clipping, update.
+
+    Parameters
+    ----------
+    model : VisionTransformer
+    optimizer : Optimizer
+        Over the model's parameters. Its learning rate at this moment is the base rate.
+    schedule : Schedule, optional
+        What the base rate is multiplied by at each step; constant by default.
+    loss : CrossEntropy or MeanSquaredError, optional
+        `CrossEntropy()` by default.
+    clip_norm : float, optional
+        Largest norm of all gradients together; None does not clip.
+    seed : int, at least 0, default 0
+        Of the dropout masks, which depend on (seed, step) alone.
+
+    Attributes
+    ----------
+    steps : int
+        Steps made so far.
+    masks : KeyedMasks, or None
+        The source of dropout masks; None for a model that drops nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `clip_norm` is not above 0 or `seed` is below 0.
+
+    Notes
+    -----
+    The batch is cut into shards (`num_shards`), which threads work through, and whose
+    gradients are summed in the order of the shards: the result is the same, bit for
+    bit, for any number of threads.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        optimizer: Optimizer,
+        schedule: Schedule | None = None,
+        loss: Loss | None = None,
+        clip_norm: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if clip_norm is not None:
+            check_positive("clip_norm", clip_norm)
+        check_int("seed", seed, 0)
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule or Schedule()
+        self.loss: Loss = loss or CrossEntropy()
+        self.clip_norm = clip_norm
+        self.seed = seed
+        self.base_lr = optimizer.lr
+        self.steps = 0
+        self.masks: StepMasks | None = KeyedMasks(seed) if drops(model) else None
+
+    def step(self, images: Array, labels: NDArray[Any]) -> StepResult:
+        """Learn from one batch: images (B, C, H, W), targets as the loss takes them.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss or a gradient is not finite. The parameters are then still those
+            of the step before.
+        TypeError, ValueError
+            As the model's forward and the loss.
+        """
+        batch_size = len(images)
+        if len(labels) != batch_size:
+            raise ValueError(
+                "labels must be as many as images, "
+                f"got {len(labels)} labels, {batch_size} images"
+            )
+        model, loss = self.model, self.loss
+        masks = None if self.masks is None else self.masks.at(self.steps)
+        self.optimizer.lr = self.base_lr * self.schedule.factor(self.steps)
+
+        def work(span: tuple[int, int]) -> _Shard:
+            part = slice(*span)
+            shard_masks = None if masks is None else masks.shard(*span)
+            logits, cache = model.forward(images[part], shard_masks)
+            if cache is None:
+                raise ValueError("a training step must not run under no_grad()")
+            value, c_loss = loss.forward(logits, labels[part], batch_size)
+            correct = count_correct(logits, labels[part])
+            dlogits = loss.backward(c_loss)
+            _, grads = model.backward(dlogits, cache, consume=True)
+            return _Shard(value, correct, grads)
+
+        spans = parallel.split(batch_size, num_shards(model.config, batch_size))
+        # What is not finite is looked for below, and named.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            total = parallel.fold(work, spans, _add)
+            grads = total.grads
+            norm = grad_norm(grads)
+        if not np.isfinite(total.loss):
+            values = dict(model.named_parameters())
+            with np.errstate(all="ignore"), no_grad():
+                values |= model.intermediates(
+                    images, None if masks is None else masks.shard(0, batch_size)
+                )
+            self._fail("loss", float(total.loss), values)
+        if not np.isfinite(norm):
+            self._fail("gradient norm", float(norm), grads)
+        if self.clip_norm is not None:
+            clip_grad_norm(grads, self.clip_norm)
+        self.optimizer.step(grads)
+        self.steps += 1
+        return StepResult(
+            self.steps - 1,
+            float(total.loss),
+            total.correct / batch_size,
+            float(norm),
+            self.optimizer.lr,
+        )
+
+    def _fail(self, what: str, value: float, tensors: Mapping[str, Array]) -> None:
+        """Raise the error of a step that is not finite."""
+        bad = (
+            name for name, tensor in tensors.items() if not np.isfinite(tensor).all()
+        )
+        raise FloatingPointError(failure(what, value, self, next(bad, None)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: `step`, `seed`, `model` and `optimizer`.
+
+        The last two are dicts of arrays, which are the trainer's own and not copies.
+        """
+        return {
+            "step": self.steps,
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state: every later step gives the same bits.
+
+        The learning rate, the schedule and the batches are the caller's to restore.
+
+        Raises
+        ------
+        ValueError
+            If an array is missing or unknown, or its shape differs.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["step"]
+        if state["seed"] != self.seed:
+            self.seed = state["seed"]
+            self.masks = KeyedMasks(self.seed) if drops(self.model) else None
+
+
+def evaluate(model: VisionTransformer, images: Array, batch_size: int = 256) -> Array:
+    """Return the logits (N, K) of images (N, C, H, W), without dropout.
+
+    Parameters
+    ----------
+    model : VisionTransformer
+    images : ndarray of shape (N, C, H, W)
+    batch_size : int, at least 1, default 256
+        Images run at a time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the model's forward; if `batch_size` is no int, or below 1.
+    """
+    check_int("batch_size", batch_size, 1)
+    starts = range(0, max(len(images), 1), batch_size)
+    with no_grad():
+        logits = parallel.parallel_map(
+            lambda start: model(images[start : start + batch_size]), starts
+        )
+    return np.concatenate(logits)
+
+
+def num_shards(config: ViTConfig, batch_size: int) -> int:
+    """Return the number of shards of a batch: 1, 2, 4 or 8, no more than images.
+
+    It follows from the work in a batch, never from the machine, so that results do not
+    depend on where they were computed.
+    """
+    tokens, dim = config.num_tokens, config.dim
+    per_token = 4 * dim * dim + 2 * dim * config.mlp_dim + 2 * tokens * dim
+    work = batch_size * config.depth * tokens * per_token
+    shards = 1
+    while 2 * shards <= min(_MOST_SHARDS, batch_size, work // _SHARD_WORK):
+        shards *= 2
+    return shards
+
+
+def count_correct(logits: Array, targets: NDArray[Any]) -> int:
+    """Return how many rows have their largest logit at the target's largest."""
+    labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
+    return int((logits.argmax(axis=1) == labels).sum())
+
+
+def drops(model: VisionTransformer) -> bool:
+    """Tell whether any layer of the model drops anything in training."""
+    return any(
+        isinstance(module, Dropout) and module.p > 0
+        for _, module in model.named_modules()
+    )
+
+
+def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
+    """Return the message of a step whose loss or gradient is not finite."""
+    tensor = f"first in {bad!r}; " if bad else ""
+    clip = "a smaller" if trainer.clip_norm else "a"
+    return (
+        f"{what} is {value} at step {trainer.steps}; {tensor}"
+        f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
+    )
+
+
+def _add(total: _Shard, shard: _Shard) -> _Shard:
+    """Add a shard to the sum of those before it, in place."""
+    for name, grad in total.grads.items():
+        grad += shard.grads[name]
+    return _Shard(total.loss + shard.loss, total.correct + shard.correct, total.grads)
