@@ -105,9 +105,10 @@ class KeyedMasks:
         )
         raw = philox.random_raw(rows * blocks * 4)
         # Little-endian, so that the masks are the same on every machine.
-        numbers = raw.astype("<u8", copy=False).view("<u2").reshape(rows, -1)
+        numbers = raw.astype("<u8", copy=False).view("<u2")
+        numbers = numbers.reshape(rows, blocks * _BLOCK)[:, :size]
         # Below 1, p must leave something, however close it is.
-        keep: NDArray[np.bool_] = numbers[:, :size] >= min(round(65536 * p), 65535)
+        keep: NDArray[np.bool_] = numbers >= min(round(65536 * p), 65535)
         return keep.reshape(shape)
 
 

@@ -38,6 +38,11 @@ def test_a_larger_batch_starts_with_the_smaller():
     )
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_an_empty_mask_is_empty(shape):
+    assert KeyedMasks(3).keep(NAME, shape, 0.5).shape == shape
+
+
 def test_each_part_of_the_key_counts():
     keys = [
         (KeyedMasks(1), NAME),
