@@ -285,6 +285,7 @@ ORDER = [
     "mlp",
     "block",
     "heads",
+    "model",
     "loss",
 ]
 
@@ -292,7 +293,7 @@ ORDER = [
 def modules() -> list[str]:
     """Return the documented modules in reading order; all must have a derivation."""
     layers = {p.stem for p in (ROOT / "vit_numpy" / "layers").glob("[!_]*.py")}
-    wanted = layers | {"functional", "loss"}
+    wanted = layers | {"functional", "loss", "model"}
     missing = [name for name in wanted if not (DERIVATIONS / f"{name}.md").is_file()]
     if missing:
         raise DocsError(f"no derivation for {', '.join(sorted(missing))}")

@@ -335,7 +335,7 @@ def architecture() -> str:
         116,
         [
             ("param", "patch_embed", "(B, N, D)", ""),
-            ("token", "cls, reg, dist tokens", "(B, T, D)", ""),
+            ("token", "cls, dist, reg tokens", "(B, T, D)", ""),
             ("token", "+ pos_embed", "", ""),
             ("plain", "pos_drop", "(B, T, D)", "embedding"),
             ("param", "blocks × depth", "(B, T, D)", "blocks.{i}"),
@@ -346,6 +346,7 @@ def architecture() -> str:
         ],
     )
     d.text(x, end + 18, "logits")
+    d.text(x + 10, 534, "or after pool", "legend", "start")
 
     x, y = 480, 100.0
     d.arrow(f"M{x} 58v41", "(B, T, D)", (x + 10, 78))
