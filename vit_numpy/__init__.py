@@ -7,16 +7,32 @@ classes K. A gradient is `d` + the name of what it is the gradient of.
 
 from vit_numpy import layers
 from vit_numpy.config import PRESETS, ViTConfig, preset
+from vit_numpy.init import init_weights
+from vit_numpy.loss import CrossEntropy, MeanSquaredError
 from vit_numpy.masks import KeyedMasks
 from vit_numpy.model import VisionTransformer
 from vit_numpy.module import no_grad
+from vit_numpy.optim import SGD, Adam, AdamW, clip_grad_norm, param_groups
+from vit_numpy.schedule import Schedule
+from vit_numpy.train import Trainer, evaluate
 
 __all__ = [
     "PRESETS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CrossEntropy",
     "KeyedMasks",
+    "MeanSquaredError",
+    "Schedule",
+    "Trainer",
     "ViTConfig",
     "VisionTransformer",
+    "clip_grad_norm",
+    "evaluate",
+    "init_weights",
     "layers",
     "no_grad",
+    "param_groups",
     "preset",
 ]

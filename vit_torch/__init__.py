@@ -7,14 +7,30 @@ classes K. A gradient is `d` + the name of what it is the gradient of.
 
 from vit_torch import layers
 from vit_torch.config import PRESETS, ViTConfig, preset
+from vit_torch.init import init_weights
+from vit_torch.loss import CrossEntropy, MeanSquaredError
 from vit_torch.masks import KeyedMasks
 from vit_torch.model import VisionTransformer
+from vit_torch.optim import SGD, Adam, AdamW, clip_grad_norm, param_groups
+from vit_torch.schedule import Schedule
+from vit_torch.train import Trainer, evaluate
 
 __all__ = [
     "PRESETS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CrossEntropy",
     "KeyedMasks",
+    "MeanSquaredError",
+    "Schedule",
+    "Trainer",
     "ViTConfig",
     "VisionTransformer",
+    "clip_grad_norm",
+    "evaluate",
+    "init_weights",
     "layers",
+    "param_groups",
     "preset",
 ]
