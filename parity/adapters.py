@@ -6,14 +6,29 @@ Each takes a pair and a case and returns the `Problem`: the numbers, the candida
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from parity.bounds import register_decomposition
 from parity.masks import TorchMasks
-from parity.pair import Arrays, Candidate, Pair, Problem, Vjp
-from parity.strategies import Case, numbers, parameter
+from parity.pair import Arrays, Candidate, Pair, Problem, Vjp, construct
+from parity.strategies import Array, Case, generator, numbers, parameter
+
+
+def _norms(
+    tensors: Sequence[Tensor], ord: float = 2, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    return [torch.linalg.vector_norm(tensor, ord) for tensor in tensors]
+
+
+# What `torch.nn.utils.get_total_norm` calls, and with it our `clip_grad_norm`.
+register_decomposition("_foreach_norm", _norms)
 
 
 def module_problem(pair: Pair, case: Case) -> Problem:
@@ -23,8 +38,8 @@ def module_problem(pair: Pair, case: Case) -> Problem:
     """
     config = dict(case.config)
     masked = config.pop("masked", False)
-    module = pair.load_candidate()(**config)
-    twin = pair.load_reference()(**config).train(masked)
+    module = construct(pair.load_candidate(), config)
+    twin = construct(pair.load_reference(), config).train(masked)
     parameters = parameters_of(module, case.seed)
     numpy_options: dict[str, Any] = {}
     torch_options: dict[str, Any] = {}
@@ -86,3 +101,167 @@ def module_function(module: torch.nn.Module, **options: Any) -> Any:
         return out
 
     return function
+
+
+def loss_problem(pair: Pair, case: Case) -> Problem:
+    """Compare two losses: ``targets`` in the configuration says of which kind."""
+    config = dict(case.config)
+    kind = config.pop("targets")
+    loss = construct(pair.load_candidate(), config)
+    twin = construct(pair.load_reference(), config)
+    outputs = numbers(case, "x")
+    rng = generator(case.seed, "targets")
+    targets: Array
+    if kind == "labels":
+        targets = rng.integers(0, outputs.shape[1], len(outputs))
+    elif kind == "soft":
+        targets = rng.dirichlet(np.ones(outputs.shape[1]), len(outputs))
+    else:
+        targets = numbers(replace(case, seed=case.seed + 1), "x")
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        value, cache = loss.forward(inputs["x"], inputs["targets"])
+        return {"out": value}, lambda cotangents: {"x": loss.backward(cache)}
+
+    def function(x: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = twin(x, targets)
+        return value
+
+    return Problem(
+        inputs={"x": outputs, "targets": targets},
+        candidate=candidate,
+        function=function,
+        differentiate=frozenset({"x"}),
+        cotangents={"out": np.array(1.0)},
+    )
+
+
+def optimizer_problem(pair: Pair, case: Case) -> Problem:
+    """Compare the parameters and the state of two optimizers after some steps.
+
+    ``steps`` in the configuration is their number; the learning rate changes at each,
+    as a schedule changes it, and only ``weight`` decays.
+    """
+    config = dict(case.config)
+    steps, decay = config.pop("steps"), config.pop("weight_decay")
+    names = tuple(case.shapes)
+    inputs: Arrays = {
+        name: parameter(case.seed, name, case.shapes[name]) for name in names
+    }
+    for step in range(steps):
+        for name in names:
+            drawn = numbers(replace(case, seed=case.seed + 1 + step), name)
+            inputs[f"gradient{step}.{name}"] = drawn
+
+    def groups(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {
+                "names": [name],
+                "params": [value],
+                "weight_decay": decay if name == "weight" else 0.0,
+            }
+            for name, value in parameters.items()
+        ]
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        parameters = {name: inputs[name].copy() for name in names}
+        optimizer = pair.load_candidate()(groups(parameters), **config)
+        rate = optimizer.lr
+        for step in range(steps):
+            optimizer.lr = rate / (1 + step)
+            optimizer.step({name: inputs[f"gradient{step}.{name}"] for name in names})
+        state = optimizer.state_dict()
+        del state["step"]
+        return parameters | state, lambda cotangents: {}
+
+    def function(**inputs: Tensor) -> dict[str, Tensor]:
+        parameters = {name: inputs[name].clone() for name in names}
+        optimizer = pair.load_reference()(groups(parameters), **config)
+        rate = optimizer.lr
+        for step in range(steps):
+            optimizer.lr = rate / (1 + step)
+            for name in names:
+                parameters[name].grad = inputs[f"gradient{step}.{name}"]
+            optimizer.step()
+        state: dict[str, Tensor] = optimizer.state_dict()
+        del state["step"]
+        return parameters | state
+
+    return Problem(inputs, candidate, function, differentiate=False)
+
+
+def clip_problem(pair: Pair, case: Case) -> Problem:
+    """Compare two clippings of gradients, which they scale in place."""
+    names = tuple(case.shapes)
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        gradients = {name: inputs[name].copy() for name in names}
+        norm = pair.load_candidate()(gradients, **case.config)
+        return gradients | {"norm": norm}, lambda cotangents: {}
+
+    def function(**inputs: Tensor) -> dict[str, Tensor]:
+        gradients = {name: inputs[name].clone() for name in names}
+        norm = pair.load_reference()(gradients, **case.config)
+        return gradients | {"norm": norm}
+
+    inputs = {name: numbers(case, name) for name in names}
+    return Problem(inputs, candidate, function, differentiate=False)
+
+
+def table_problem(pair: Pair, case: Case) -> Problem:
+    """Compare two functions that compute a table from whole numbers, in float64."""
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        return {"out": pair.load_candidate()(**case.config)}, lambda cotangents: {}
+
+    def function() -> Tensor:
+        table: Tensor = pair.load_reference()(**case.config)
+        return table
+
+    return Problem({}, candidate, function, differentiate=False, batched=False)
+
+
+def schedule_problem(pair: Pair, case: Case) -> Problem:
+    """Compare a schedule's factors with the textbook formula, for all steps at once."""
+    schedule = pair.load_candidate()(**case.config)
+    formula = pair.load_reference()
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        factors = [schedule.factor(int(step)) for step in inputs["step"]]
+        return {"out": np.array(factors)}, lambda cotangents: {}
+
+    def function(step: Tensor) -> Tensor:
+        factors: Tensor = formula(step, **case.config)
+        return factors
+
+    steps: Array = np.arange(case.shapes["step"][0])
+    return Problem(
+        {"step": steps}, candidate, function, differentiate=False, batched=False
+    )
+
+
+def schedule_formula(
+    step: Tensor,
+    warmup: int = 0,
+    decay: str = "constant",
+    total: int | None = None,
+    drops: Sequence[int] = (),
+    drop_factor: float = 0.1,
+    floor: float = 0.0,
+) -> Tensor:
+    """Return the factor of the learning rate at each of the steps, which are integers.
+
+    Written without a look at ``schedule.py``, whose two copies are the same file.
+    """
+    one = torch.ones(step.shape, dtype=torch.float64)
+    factor = torch.where(step < warmup, (step + 1) * one / max(warmup, 1), one)
+    if decay == "step":
+        passed = (step[:, None] >= torch.tensor(list(drops))).sum(1)
+        return factor * torch.pow(drop_factor * one, passed)
+    if decay == "constant" or total is None:
+        return factor
+    inside = torch.clamp(step, warmup, total) - warmup
+    elapsed = inside * one / (total - warmup)
+    if decay == "linear":
+        return factor * (floor * elapsed + (1 - elapsed))
+    return factor * (floor + (1 - floor) * torch.cos(elapsed * (math.pi / 2)).square())

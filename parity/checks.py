@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from parity.bounds import FACTOR, Reference, reference
-from parity.pair import Arrays, Pair, Problem, Vjp
+from parity.pair import Arrays, Pair, Problem, Vjp, construct
 from parity.strategies import Array, Case, generator, laid_out
 from parity.transfer import copy_weights, weights
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 # What only one of the backends has, by design.
-_ONE_SIDED = frozenset({"device", "compile", "amp", "consume"})
+_ONE_SIDED = frozenset({"device", "compile", "amp", "fused", "consume"})
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,10 @@ class Trial:
             self.problem.function,
             self.problem.inputs,
             dtype=DTYPES[self.dtype],
-            differentiate=self.problem.differentiable,
+            differentiate=self.problem.differentiate,
             cotangents=self.problem.cotangents,
             seed=self.case.seed,
+            batched=self.problem.batched,
         )
 
     @cached_property
@@ -177,6 +178,9 @@ def judge(trial: Trial) -> list[Finding]:
             findings += check.run(trial)
         except CandidateError as error:
             findings.append(Finding(check.name, "", math.inf, str(error)))
+            break
+        if any(f.failed and f.index is None for f in findings):
+            # A tensor that is missing or misshapen: nothing else would be meaningful.
             break
     return findings
 
@@ -271,9 +275,17 @@ def _compare(
             candidate=float(got[index]),
             torch=float(quantity.native[index]),
             truth=float(quantity.value[index]),
-            sensitivity=ref.sensitivity(name),
+            sensitivity=_sensitivity(trial, name),
             seen=_seen(trial, name),
         )
+
+
+def _counted(trial: Trial, name: str) -> NDArray[np.bool_]:
+    """Mark the elements that the pair does not list as zero in truth."""
+    counted = np.ones(trial.reference.quantities[name].value.shape, bool)
+    for where in trial.pair.blinded(name, trial.case):
+        counted[where] = False
+    return counted
 
 
 def _seen(trial: Trial, name: str) -> float:
@@ -281,15 +293,11 @@ def _seen(trial: Trial, name: str) -> float:
 
     An element is seen if it is larger than its own bound, so that zero in its place
     would fail, or if its bound is next to nothing, so that anything but zero would:
-    what dropout or a ReLU switched off. Elements that the pair lists are left out.
+    what dropout or a ReLU switched off.
     """
-    ref = trial.reference
-    magnitude = np.abs(ref.quantities[name].value)
-    bound = ref.bound(name)
+    ref, counted = trial.reference, _counted(trial, name)
+    magnitude, bound = np.abs(ref.quantities[name].value), ref.bound(name)
     tiny = 2 * FACTOR * float(np.finfo(trial.dtype).tiny)
-    counted = np.ones(magnitude.shape, bool)
-    if blind := trial.pair.blind.get(name):
-        counted[blind.where(trial.case)] = False
     if not counted.any():
         return 1.0
     standing = magnitude > bound
@@ -298,7 +306,37 @@ def _seen(trial: Trial, name: str) -> float:
     return float(np.mean((standing | (bound <= tiny))[counted]))
 
 
+def _sensitivity(trial: Trial, name: str) -> float | None:
+    """Return the smallest relative error in one element that is flagged.
+
+    At least a unit in the last place: less cannot be injected. None for a tensor that
+    is zero.
+    """
+    ref = trial.reference
+    magnitude = np.abs(ref.quantities[name].value)
+    counted = _counted(trial, name) & (magnitude > 0) & np.isfinite(magnitude)
+    if not counted.any():
+        return None
+    with np.errstate(over="ignore"):
+        smallest = float(np.min(ref.bound(name)[counted] / magnitude[counted]))
+    return max(smallest, float(np.finfo(trial.dtype).eps))
+
+
 # --- the candidate alone --------------------------------------------------------------
+
+
+def _blind(trial: Trial) -> Iterator[Finding]:
+    """Check that what a pair lists as zero in truth is zero, as far as can be seen."""
+    for name, quantity in trial.reference.quantities.items():
+        standing = np.abs(quantity.value) > trial.reference.bound(name)
+        for where in trial.pair.blinded(name, trial.case):
+            wrong = bool(standing[where].any())
+            yield Finding(
+                "blind",
+                name,
+                math.inf if wrong else 0.0,
+                "listed as zero in truth, but stands above its bound" if wrong else "",
+            )
 
 
 def _dtype(trial: Trial) -> Iterator[Finding]:
@@ -368,8 +406,10 @@ def _directional(trial: Trial) -> Iterator[Finding]:
     their disagreement estimates what is left. A kink closer than any h spoils all of
     them alike; it shows as a jump between the slopes on either side,
     S(h) = (f(h) - 2 f(0) + f(-h)) / h, which falls to zero with h for smooth f:
-    (4 S(h/4) - S(h)) / 3 is what does not. The tolerance is K times the sum of both,
-    and where it leaves less than three digits nothing is said.
+    (4 S(h/4) - S(h)) / 3 is what does not. And f is a sum of numbers that are rounded,
+    by which differences may agree that are nothing but one unit in its last place. The
+    tolerance is K times the sum of the three; where it leaves less than three digits,
+    nothing is said.
     """
     ref = trial.reference
     if trial.dtype != "float64" or not ref.cotangents:
@@ -378,39 +418,50 @@ def _directional(trial: Trial) -> Iterator[Finding]:
         name: generator(trial.case.seed, f"v_{name}").standard_normal(x.shape)
         * _size(x)
         for name, x in ref.inputs.items()
+        if f"d_{name}" in ref.quantities
     }
 
-    def slope_along(h: float) -> float:
-        inputs = {name: x + h * direction[name] for name, x in ref.inputs.items()}
-        outputs, _ = trial.forward(inputs)
+    def change(h: float) -> float:
+        moved = {name: ref.inputs[name] + h * v for name, v in direction.items()}
+        outputs, _ = trial.forward(ref.inputs | moved)
         return math.fsum(
             float(np.vdot(u, np.asarray(outputs[name]) - trial.results[name]))
             for name, u in ref.cotangents.items()
         )
 
-    sides = [(slope_along(h), slope_along(-h)) for h in _STEPS]
+    sides = [(change(h), change(-h)) for h in _STEPS]
     central = [
         (up - down) / (2 * h) for (up, down), h in zip(sides, _STEPS, strict=True)
     ]
     bends = [(up + down) / h for (up, down), h in zip(sides, _STEPS, strict=True)]
     slopes = [(16 * b - a) / 15 for a, b in pairwise(central)]
     jumps = [abs(4 * b - a) / 3 for a, b in pairwise(bends)]
+    eps = float(np.finfo(np.float64).eps)
+    size = math.fsum(
+        float(np.abs(u * trial.results[name]).sum())
+        for name, u in ref.cotangents.items()
+    )
     windows = [
-        (max(slopes[i : i + 3]) - min(slopes[i : i + 3]) + jumps[i + 1], slopes[i + 1])
+        (
+            max(slopes[i : i + 3])
+            - min(slopes[i : i + 3])
+            + jumps[i + 1]
+            + eps * size / _STEPS[i + 3],
+            slopes[i + 1],
+        )
         for i in range(len(slopes) - 2)
     ]
     uncertainty, slope = min(windows)
     terms = [direction[name] * trial.results[f"d_{name}"] for name in direction]
     claimed = math.fsum(float(term.sum()) for term in terms)
     scale = math.sqrt(math.fsum(float(np.vdot(term, term)) for term in terms))
-    rounding = np.finfo(np.float64).eps * scale
-    tolerance = FACTOR * (uncertainty + rounding)
+    tolerance = FACTOR * (uncertainty + eps * scale)
     if not math.isfinite(slope) or tolerance > 1e-3 * max(scale, abs(slope)):
         return
     yield Finding(
         "directional",
         "vjp",
-        abs(claimed - slope) / tolerance if tolerance else 0.0,
+        abs(claimed - slope) / tolerance if claimed != slope else 0.0,
         f"⟨v, vjp(u)⟩ is {claimed:.17g}, its central difference {slope:.17g}",
     )
 
@@ -425,15 +476,12 @@ def _size(x: Array) -> float:
 
 
 def _round_trip(pair: Pair, case: Case) -> Iterator[Finding]:
-    classes = (pair.load_candidate(), pair.load_reference())
-    if not all(inspect.isclass(c) and hasattr(c, "state_dict") for c in classes):
-        return
     problem = pair.problem(pair, case)
-    if not hasattr(classes[1], "named_parameters"):
+    if not pair.mirrored or not problem.parameters:
         return
     config = {k: v for k, v in case.config.items() if k != "masked"}
-    there, back = classes[0](**config), classes[0](**config)
-    twin = classes[1](**config)
+    there, back = (construct(pair.load_candidate(), config) for _ in range(2))
+    twin = construct(pair.load_reference(), config)
     state = {
         name: problem.inputs[name].astype(np.float32) for name in problem.parameters
     }
@@ -471,6 +519,8 @@ def _signature(pair: Pair, case: Case) -> Iterator[Finding]:
 
 
 def _parameters(function: Any) -> list[str]:
+    if getattr(function, "__init__", None) is torch.nn.Module.__init__:
+        return []
     return [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}"
         for p in inspect.signature(function).parameters.values()
@@ -479,29 +529,41 @@ def _parameters(function: Any) -> list[str]:
 
 
 def _errors(pair: Pair, case: Case) -> Iterator[Finding]:
-    for arguments in pair.refused:
-        answers = [
-            _answer(side, arguments)
-            for side in (pair.load_candidate(), pair.load_reference())
-        ]
-        same = answers[0] == answers[1] and answers[0].startswith(
-            ("TypeError: ", "ValueError: ")
-        )
+    calls: list[tuple[dict[str, Any], tuple[Any, ...] | None]]
+    calls = [(arguments, None) for arguments in pair.refused]
+    calls += pair.refused_calls
+    for arguments, inputs in calls:
+        numpy = _answer(pair.load_candidate(), arguments, inputs)
+        twin = _answer(pair.load_reference(), _tensors(arguments), _tensors(inputs))
+        same = numpy == twin and numpy.startswith(("TypeError: ", "ValueError: "))
         called = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         yield Finding(
             "errors",
             called,
             0.0 if same else math.inf,
-            "" if same else f"NumPy: {answers[0]!r}; PyTorch: {answers[1]!r}",
+            "" if same else f"NumPy: {numpy!r}; PyTorch: {twin!r}",
         )
 
 
-def _answer(call: Any, arguments: dict[str, Any]) -> str:
+def _answer(factory: Any, arguments: dict[str, Any], inputs: Any) -> str:
     try:
-        call(**arguments)
+        made = construct(factory, arguments)
+        if inputs is not None:
+            made(*inputs)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def _tensors(value: Any) -> Any:
+    """Return the same arguments with tensors in place of arrays."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_tensors(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _tensors(item) for name, item in value.items()}
+    return value
 
 
 def _raised(where: str, error: Exception) -> str:
@@ -514,6 +576,7 @@ CHECKS = (
     Check(
         "d_params", "every parameter's gradient by name, within the bound", _d_params
     ),
+    Check("blind", "what is listed as zero in truth is", _blind),
     Check("dtype", "float32 in gives float32 out, and float64 float64", _dtype),
     Check("unmutated", "inputs, parameters, outputs and cotangents stay", _unmutated),
     Check("repeatable", "forward and backward give the same bits twice", _repeatable),

@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "parity.commands.check",
         "compare every layer of vit_numpy with vit_torch, forward and backward",
     ),
+    "demo": (
+        "parity.commands.demo",
+        "break one line of attention's backward, in memory, and see what is said",
+    ),
 }
 
 # Which extra brings what a command may miss.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
 
@@ -34,18 +35,26 @@ class Problem:
         'out') or a dict of tensors.
     parameters : frozenset of str
         Which of the inputs are parameters.
-    differentiable : bool
-        Whether gradients are compared.
+    differentiate : bool or frozenset of str
+        Whether gradients are compared, or those of which inputs.
     cotangents : dict of str to ndarray, optional
         Given for the root of a backward, where it is 1; random otherwise.
+    batched : bool
+        Whether the noisy runs of the reference may be done together; not where it
+        computes from something else than floating inputs.
     """
 
     inputs: Arrays
     candidate: Candidate
     function: Callable[..., Any]
     parameters: frozenset[str] = frozenset()
-    differentiable: bool = True
+    differentiate: bool | frozenset[str] = True
     cotangents: Arrays | None = None
+    batched: bool = True
+
+
+def _everywhere(config: Mapping[str, Any]) -> Any:
+    return ...
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,17 @@ class Blind:
 
     Attributes
     ----------
+    tensor : str
+        Name or pattern, as 'd_*.qkv.bias'.
     reason : str
         Why the true gradient is zero.
     where : callable
-        From a case to what indexes the elements.
+        From the case's configuration to what indexes the elements; by default all.
     """
 
+    tensor: str
     reason: str
-    where: Callable[[Case], Any] = lambda case: ...
+    where: Callable[[Mapping[str, Any]], Any] = _everywhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +92,14 @@ class Pair:
         Builds both sides for a case.
     regimes : tuple of str
         Those that make sense here.
-    blind : mapping of str to Blind
-        Gradients that are zero in truth, by name ('d_qkv.bias'), with the reason.
+    dtypes : tuple of str
+        Those that it is compared in.
+    blind : tuple of Blind
+        Gradients that are zero in truth, with the reason.
     refused : tuple of dict
         Constructor arguments that both sides must refuse in the same words.
+    refused_calls : tuple of (dict, tuple)
+        Constructor arguments, and arguments that the result must refuse when called.
     mirrored : bool
         Whether both sides are ours, with equal signatures, errors and state.
     """
@@ -94,9 +110,19 @@ class Pair:
     draw: DrawConfiguration
     problem: Callable[[Pair, Case], Problem]
     regimes: tuple[str, ...] = REGIMES
-    blind: Mapping[str, Blind] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    blind: tuple[Blind, ...] = ()
     refused: tuple[dict[str, Any], ...] = ()
+    refused_calls: tuple[tuple[dict[str, Any], tuple[Any, ...]], ...] = ()
     mirrored: bool = True
+
+    def blinded(self, tensor: str, case: Case) -> list[Any]:
+        """Return what indexes the elements of a tensor that cannot be seen."""
+        return [
+            blind.where(case.config)
+            for blind in self.blind
+            if fnmatchcase(tensor, blind.tensor)
+        ]
 
     def load_candidate(self) -> Any:
         """Import the candidate."""
@@ -105,6 +131,19 @@ class Pair:
     def load_reference(self) -> Any:
         """Import the reference."""
         return load(self.reference)
+
+
+def construct(factory: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a class or function of either twin with arguments that JSON can hold.
+
+    A model's configuration is given as its fields, and made by the twin itself.
+    """
+    given = dict(arguments)
+    if isinstance(given.get("config"), Mapping):
+        package = factory.__module__.partition(".")[0]
+        config_class = import_module(f"{package}.config").ViTConfig
+        given["config"] = config_class.from_dict(given["config"])
+    return factory(**given)
 
 
 def load(path: str) -> Any:

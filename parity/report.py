@@ -12,8 +12,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from parity.checks import PAIR_CHECKS
 from parity.environment import environment
 from parity.runs import Failure, PairResult, Record
+from parity.strategies import Case
 
 _HEADERS = (
     "pair",
@@ -27,8 +29,10 @@ _HEADERS = (
     "time",
     "",
 )
-# What a person reads first: numbers, then the ways in which a layer is used.
+# More tensors than these are only named.
 _SHOWN = 3
+# What these find has nothing to do with the numbers of a case.
+_OF_PAIRS = frozenset(check.name for check in PAIR_CHECKS)
 
 
 def table(results: Sequence[PairResult]) -> str:
@@ -78,7 +82,8 @@ def describe(result: PairResult) -> str:
     """Say what is wrong with a pair, and how to see it again."""
     lines = []
     for case, failures in groupby(result.failures, key=lambda failure: failure.case):
-        group = list(failures)
+        # Other layouts seldom say more than the contiguous one does.
+        group = sorted(failures, key=lambda failure: failure.finding.check == "strided")
         first = group[0]
         lines += ["", f"{first.pair} does not agree in {first.dtype}:"]
         for failure in group[:_SHOWN]:
@@ -88,13 +93,10 @@ def describe(result: PairResult) -> str:
                 f"{f.finding.check} {f.finding.tensor}".strip() for f in group[_SHOWN:]
             )
             lines.append(f"  also: {', '.join(others)}")
-        config = ", ".join(f"{name}={value!r}" for name, value in case.config.items())
-        shapes = ", ".join(f"{name} {shape}" for name, shape in case.shapes.items())
-        lines += [
-            f"  smallest case   {config}; {shapes}; regime {case.regime!r}",
-            f"  reproduce       {command(first)}",
-        ]
-    return "\n".join(lines) + "\n"
+        if any(failure.finding.check not in _OF_PAIRS for failure in group):
+            lines.append(f"  smallest case   {_case_line(case)}")
+        lines.append(f"  reproduce       {command(first)}")
+    return "\n".join(lines)
 
 
 def command(failure: Failure) -> str:
@@ -115,6 +117,14 @@ def command(failure: Failure) -> str:
     )
 
 
+def _case_line(case: Case) -> str:
+    fields = case.config | case.config.get("config", {})
+    config = [f"{k}={v!r}" for k, v in fields.items() if k != "config"]
+    shapes = [f"{name} {shape}" for name, shape in case.shapes.items()]
+    parts = [", ".join(config), ", ".join(shapes), f"regime {case.regime!r}"]
+    return "; ".join(part for part in parts if part)
+
+
 def _failure_lines(failure: Failure) -> list[str]:
     finding = failure.finding
     lines = [f"  {finding.check}: {finding.tensor}".rstrip(": ")]
@@ -129,7 +139,10 @@ def _failure_lines(failure: Failure) -> list[str]:
             f"      reference  {finding.truth!r}",
         ]
     if math.isfinite(finding.share):
-        lines.append(f"      {finding.share:,.3g} times the error bound")
+        times = (
+            f"{finding.share:,.0f}" if finding.share >= 10 else f"{finding.share:.2g}"
+        )
+        lines.append(f"      {times} times the error bound")
     return lines
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from parity.data.names import unknown_name
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 REGIMES = (
@@ -136,7 +136,8 @@ def laid_out(x: Array, layout: str) -> Array:
     """
     if layout == "gaps":
         shape = (*x.shape[:-1], 2 * x.shape[-1]) if x.ndim else (2,)
-        wide = np.full(shape, np.nan, x.dtype)
+        trap = np.nan if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        wide = np.full(shape, trap, x.dtype)
         view: Array = wide[..., ::2] if x.ndim else wide[0, ...]
         view[...] = x
         return view

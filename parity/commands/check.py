@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--examples",
         type=_at_least(1),
         metavar="N",
-        help="cases a pair and dtype (default 28), at least one a regime",
+        help="cases a pair and dtype (default 42), at least two a regime",
     )
     parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S")
     parser.add_argument(
@@ -69,10 +69,14 @@ def run(args: argparse.Namespace) -> int:
         if len(pairs) != 1:
             raise ValueError(f"--case needs exactly one --layer, got {len(pairs)}")
         case = Case.from_json(args.case, args.seed)
-        results = [run_case(pairs[0], dtype, case) for dtype in dtypes]
+        results = [
+            run_case(pairs[0], dtype, case)
+            for dtype in dtypes
+            if dtype in pairs[0].dtypes
+        ]
     else:
         examples = args.examples or EXAMPLES
-        total = examples * len(pairs) * len(dtypes)
+        total = examples * sum(d in p.dtypes for p in pairs for d in dtypes)
         with progress_bar("parity check", total, "case") as advance:
             results = run_pairs(
                 pairs,
