@@ -66,7 +66,11 @@ def without_docstrings(node: ast.AST, lines: list[str]) -> set[int]:
 
 def cut(lines: list[str], start: int, stop: int, hidden: set[int]) -> str:
     """Return lines start..stop without the hidden ones, dedented, ends trimmed."""
-    kept = [lines[i] for i in range(start, stop) if i not in hidden]
+    kept = [
+        lines[i]
+        for i in range(start, stop)
+        if i not in hidden and (lines[i].strip() or i - 1 not in hidden)
+    ]
     while kept and not kept[0].strip():
         kept.pop(0)
     while kept and not kept[-1].strip():
@@ -297,6 +301,8 @@ def modules() -> list[str]:
     missing = [name for name in wanted if not (DERIVATIONS / f"{name}.md").is_file()]
     if missing:
         raise DocsError(f"no derivation for {', '.join(sorted(missing))}")
+    if idle := {path.stem for path in DERIVATIONS.glob("*.md")} - wanted:
+        raise DocsError(f"no source for the derivation of {', '.join(sorted(idle))}")
     wrong = [
         f"docs/derivations/{name}.md quotes what its source does not have: {line}"
         for name in sorted(wanted)
