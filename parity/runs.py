@@ -153,6 +153,7 @@ def run_pair(
     seed: int = 0,
     shrink: bool = True,
     progress: Callable[[int], object] = lambda count: None,
+    observe: Callable[[Trial], object] = lambda trial: None,
 ) -> PairResult:
     """Check one pair in one dtype on drawn cases.
 
@@ -169,6 +170,8 @@ def run_pair(
         Whether to make a failing case smaller before it is reported.
     progress : callable, optional
         Called with the number of cases that were judged since.
+    observe : callable, optional
+        Called with every trial that was judged, in turn.
 
     Returns
     -------
@@ -183,7 +186,9 @@ def run_pair(
             share = examples // len(pair.regimes) + (
                 number < examples % len(pair.regimes)
             )
-            explored = _Exploration(pair, dtype, result, progress, shrink=shrink)
+            explored = _Exploration(
+                pair, dtype, result, progress, observe, shrink=shrink
+            )
             failing = explored.run(
                 cases(pair.draw, regime),
                 max(share, 2),
@@ -291,6 +296,7 @@ class _Exploration:
         dtype: str,
         result: PairResult,
         progress: Callable[[int], object],
+        observe: Callable[[Trial], object],
         *,
         shrink: bool,
     ) -> None:
@@ -298,6 +304,7 @@ class _Exploration:
         self.dtype = dtype
         self.result = result
         self.progress = progress
+        self.observe = observe
         self.shrink = shrink
         self.last: Case | None = None
         self.failing: tuple[Case, list[Finding]] | None = None
@@ -344,6 +351,7 @@ class _Exploration:
                 self.last = case
                 self.result.examples += 1
                 self.result.add(self.known[key])
+                self.observe(trial)
                 self.progress(1)
         findings = self.known[key]
         if any(finding.failed for finding in findings):
