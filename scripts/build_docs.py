@@ -177,8 +177,7 @@ def opposite(left: str, right: str) -> tuple[list[str], list[str]]:
 def aligned(module: str) -> Iterator[tuple[Piece | None, Piece | None]]:
     """Yield the pieces of the two sources, those of one name together."""
     left = pieces(source_of(module, "vit_numpy"))
-    twin = source_of(module, "vit_torch")
-    right = pieces(twin) if twin.is_file() else {}
+    right = pieces(source_of(module, "vit_torch"))
     rest = list(right)
     for name, piece in left.items():
         if name in right:
@@ -198,6 +197,9 @@ def fence(lines: list[str]) -> str:
 
 def side_by_side(module: str) -> str:
     """Return the HTML table of both implementations, a row for each definition."""
+    source = source_of(module, "vit_numpy").relative_to(ROOT)
+    if not source_of(module, "vit_torch").is_file():
+        return f"## Source\n\n[{source}](../../{source}); PyTorch has it built in.\n"
     rows = []
     for left, right in aligned(module):
         if left and right:
@@ -213,11 +215,12 @@ def side_by_side(module: str) -> str:
     heads = "".join(
         f'<th align="left"><a href="../../{path.relative_to(ROOT)}">'
         f"{path.relative_to(ROOT)}</a></th>"
-        if path.is_file()
-        else "<th></th>"
         for path in paths
     )
-    return f"<table>\n<tr>{heads}</tr>\n{''.join(rows)}</table>\n"
+    return (
+        "## Side by side\n\nDocstrings are left out; they are in the sources.\n\n"
+        f"<table>\n<tr>{heads}</tr>\n{''.join(rows)}</table>\n"
+    )
 
 
 def misquoted(module: str) -> list[str]:
@@ -251,7 +254,6 @@ def page(module: str) -> str:
     return (
         f"<!-- Built by `make docs` from docs/derivations/{module}.md and the sources: "
         f"edit those. -->\n\n{github_math(derivation).rstrip()}\n\n"
-        "## Side by side\n\nDocstrings are left out; they are in the sources.\n\n"
         f"{side_by_side(module)}"
     )
 
