@@ -1,0 +1,36 @@
+"""Checkpoints of this project, of either backend: nothing has to be renamed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from parity.weights.files import Arrays, WeightFile
+from vit_numpy.checkpoint import OPTIMIZER
+
+NAME = "vit-parity"
+
+
+def recognises(file: WeightFile) -> bool:
+    """Tell whether a file has this project's names, and no other library's header."""
+    # safetensors' own writers leave {"format": "pt"} or the like in every file.
+    said = file.header.keys() - {"format"}
+    return "blocks.0.attn.qkv.weight" in file.arrays and (not said or "config" in said)
+
+
+def to_native(
+    file: WeightFile, config: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Arrays]:
+    """Return the configuration, and the weights without the optimizer's arrays.
+
+    Raises
+    ------
+    ValueError
+        If the file has no configuration, and none was given.
+    """
+    fields = file.header.get("config") if config is None else config
+    if not isinstance(fields, Mapping):
+        raise ValueError(
+            f"{file.path} holds weights without a configuration; "
+            "give one: config=preset('b16').to_dict(), say"
+        )
+    arrays = {k: v for k, v in file.arrays.items() if not k.startswith(OPTIMIZER)}
+    return dict(fields), arrays
