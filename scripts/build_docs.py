@@ -6,6 +6,7 @@ derivation quotes must stand in the NumPy source, so neither half of a page can 
 
     python scripts/build_docs.py            write what has changed
     python scripts/build_docs.py --check    write nothing; exit 1 and name what differs
+    python scripts/build_docs.py --demo     run `parity demo` for the README as well
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import ast
 import difflib
 import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -362,13 +364,32 @@ def build() -> dict[Path, str]:
     return out
 
 
+def readme_with_demo() -> str:
+    """Return the README with what `parity demo` says now."""
+    said = subprocess.run(
+        [sys.executable, "-m", "parity", "demo"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stdout
+    before, start, rest = (ROOT / "README.md").read_text().partition("$ parity demo\n")
+    if not start:
+        raise DocsError("README.md has no block that begins with `$ parity demo`")
+    return before + start + said + rest[rest.index("```") :]
+
+
 def main() -> int:
     """Write or check all built files; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args().check
+    parser.add_argument("--demo", action="store_true", help="refresh the README")
+    arguments = parser.parse_args()
+    check = arguments.check
     try:
         files = build()
+        if arguments.demo:
+            files[ROOT / "README.md"] = readme_with_demo()
     except DocsError as error:
         print(f"build_docs: {error}", file=sys.stderr)
         return 1

@@ -109,3 +109,22 @@ def test_readme_examples_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     printed = re.findall(r"print\(.*\)  # (.*)", code)
     assert done.stdout.splitlines() == printed
+
+
+def test_readme_shows_what_the_demo_says() -> None:
+    """Line for line but for numbers, which vary with the machine in the last digits."""
+    readme = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"^```text\n\$ parity demo\n(.*?)^```", readme, re.M | re.S)
+    done = subprocess.run(
+        [sys.executable, "-m", "parity", "demo"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+    def without_numbers(text: str) -> list[str]:
+        return re.sub(r"\d[\d.,e-]*", "#", text).splitlines()
+
+    assert without_numbers(done.stdout) == without_numbers(shown)
