@@ -6,6 +6,7 @@ classes K. A gradient is `d` + the name of what it is the gradient of.
 """
 
 from vit_numpy import layers
+from vit_numpy.checkpoint import from_pretrained, load, save
 from vit_numpy.config import PRESETS, ViTConfig, preset
 from vit_numpy.init import init_weights
 from vit_numpy.loss import CrossEntropy, MeanSquaredError
@@ -30,9 +31,12 @@ __all__ = [
     "VisionTransformer",
     "clip_grad_norm",
     "evaluate",
+    "from_pretrained",
     "init_weights",
     "layers",
+    "load",
     "no_grad",
     "param_groups",
     "preset",
+    "save",
 ]

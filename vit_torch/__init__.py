@@ -6,6 +6,7 @@ classes K. A gradient is `d` + the name of what it is the gradient of.
 """
 
 from vit_torch import layers
+from vit_torch.checkpoint import from_pretrained, load, save
 from vit_torch.config import PRESETS, ViTConfig, preset
 from vit_torch.init import init_weights
 from vit_torch.loss import CrossEntropy, MeanSquaredError
@@ -29,8 +30,11 @@ __all__ = [
     "VisionTransformer",
     "clip_grad_norm",
     "evaluate",
+    "from_pretrained",
     "init_weights",
     "layers",
+    "load",
     "param_groups",
     "preset",
+    "save",
 ]

@@ -157,6 +157,8 @@ class SGD(_Named, torch.optim.SGD):
         Look ahead along the momentum; needs momentum above 0.
     weight_decay : float, at least 0, default 0
         Of parameters that come in no group.
+    fused : bool, optional
+        torch\'s fused kernel; torch only.
 
     Raises
     ------
@@ -210,7 +212,6 @@ class Adam(_Named, torch.optim.Adam):
         Added to the root of the second moment.
     weight_decay : float, at least 0, default 0
         Of parameters that come in no group.
-
     fused : bool, optional
         torch's fused kernel; torch only.
 
