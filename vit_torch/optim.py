@@ -158,7 +158,7 @@ class SGD(_Named, torch.optim.SGD):
     weight_decay : float, at least 0, default 0
         Of parameters that come in no group.
     fused : bool, optional
-        torch\'s fused kernel; torch only.
+        torch's fused kernel; torch only.
 
     Raises
     ------
