@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,6 @@ def _blas() -> list[dict[str, Any]] | None:
 
 
 def _torch_threads() -> int | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch.get_num_threads()
+    # Training in NumPy must not load torch only to report that it was not used.
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()

@@ -148,6 +148,8 @@ class Recipe:
         Augmentations of the training images, in order: a ``name`` of `AUGMENTATIONS`
         and its parameters.
     init : {'trunc_normal', 'xavier'}, default 'trunc_normal'
+    zero_head : bool, default True
+        Whether the head starts from zero: see `vit_numpy.init.init_weights`.
     label_smoothing : float in [0, 1), default 0
     clip_norm : float, optional
         Largest global norm of the gradient; None never clips.
@@ -169,6 +171,7 @@ class Recipe:
     seed: int = 0
     dtype: str = "float32"
     init: str = "trunc_normal"
+    zero_head: bool = True
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     augment: tuple[dict[str, Any], ...] = ()
@@ -182,6 +185,8 @@ class Recipe:
         check_int("seed", self.seed, 0)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("init", self.init, INITS)
+        if not isinstance(self.zero_head, bool):
+            raise TypeError(f"zero_head must be true or false, got {self.zero_head!r}")
         check_rate("label_smoothing", self.label_smoothing)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
