@@ -1,12 +1,16 @@
-"""Augmentation of a batch of images, by parameters that were drawn before."""
+"""Augmentation of a batch of images, by parameters that were drawn before.
 
+The pixels are torchvision's to move: its functionals get each image's parameters.
+"""
+
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from vit_torch._torchvision import import_torchvision
 from vit_torch.config import check_int
 from vit_torch.draws import HorizontalFlip, PadCrop, Transform, draw
 
@@ -68,18 +72,24 @@ def apply(transform: Transform, images: Tensor, drawn: Sequence[Any]) -> Tensor:
 
 def horizontal_flip(images: Tensor, flips: Sequence[bool]) -> Tensor:
     """Mirror the images that are marked."""
-    marked = torch.tensor(flips, dtype=torch.bool, device=images.device)
-    return torch.where(marked[:, None, None, None], images.flip(3), images)
+    functional = _functional()
+    return torch.stack(
+        [
+            functional.horizontal_flip(image) if flip else image
+            for image, flip in zip(images, flips, strict=True)
+        ]
+    )
 
 
 def pad_crop(
     images: Tensor, corners: Sequence[tuple[int, int]], padding: int
 ) -> Tensor:
     """Cut each image out at its (top, left) corner, after padding with zeros."""
+    functional = _functional()
     height, width = images.shape[2:]
-    padded = F.pad(images, (padding,) * 4)
+    padded = functional.pad(images, [padding])
     cuts = [
-        image[:, top : top + height, left : left + width]
+        functional.crop(image, top, left, height, width)
         for image, (top, left) in zip(padded, corners, strict=True)
     ]
     return torch.stack(cuts)
@@ -92,3 +102,9 @@ def check_images(images: Tensor, count: int) -> None:
             f"images must have shape ({count}, C, H, W), one for each entry drawn, "
             f"got shape {tuple(images.shape)}"
         )
+
+
+def _functional() -> Any:
+    """Return torchvision's functionals, whose first import takes a second."""
+    import_torchvision()
+    return importlib.import_module("torchvision.transforms.v2.functional")
