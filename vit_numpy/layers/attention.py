@@ -27,7 +27,6 @@ class AttentionCache(NamedTuple):
     total: Array
     c_attn_drop: Any
     e_kept: Array
-    y: Array
     c_proj: Any
     c_proj_drop: Any
 
@@ -74,16 +73,18 @@ class Attention(Module):
 
         ȳ  = dy / total
         dv = eᵀ ȳ
-        dl = e (ȳ vᵀ - Σ_features ȳ y)      l = s q kᵀ, the logits
+        dā = ȳ vᵀ                     the gradient of a, divided by the total
+        dl = e (dā - Σ_columns e dā / total)      l = s q kᵀ, the logits
         dq = s dl k
         dk = s dlᵀ q
 
     Softmax alone has dl = a (da - Σ_columns a da): a weight that rises takes from all
-    others in its row, in proportion to what they have. The sum is over the same terms
-    as Σ_features dy y, which needs no T×T array.
+    others in its row, in proportion to what they have. The sum equals Σ_features dy y,
+    but where one weight is all but 1 the difference must vanish, and does so exactly
+    only if both terms come from the same rounded numbers.
 
     Dropout of the weights multiplies e by keep / (1 - p) in the products with v, not in
-    the total, so it is undone in backward on ȳ vᵀ alone; the sum stays as it is.
+    the total, so it is undone in backward on dā alone.
 
     The true gradient of the key's bias is 0: it adds the same to all logits of a row.
 
@@ -155,7 +156,6 @@ class Attention(Module):
                 total,
                 c_attn_drop,
                 e_kept,
-                y,
                 c_proj,
                 c_proj_drop,
             )
@@ -163,7 +163,7 @@ class Attention(Module):
 
     def backward(self, dy: Array, cache: AttentionCache) -> tuple[Array, Grads]:
         """(B, T, D) -> (B, T, D), and the gradients of qkv, q_norm, k_norm and proj."""
-        _, _, _, q, k, v, e, total, _, e_kept, y, _, _ = cache
+        _, _, _, q, k, v, e, total, _, e_kept, _, _ = cache
         dh, _ = self.proj_drop.backward(dy, cache.c_proj_drop)
         dh, g_proj = self.proj.backward(dh, cache.c_proj)
         (dy_heads,) = self._heads(dh)
@@ -174,7 +174,7 @@ class Attention(Module):
         dlogits, _ = self.attn_drop.backward(
             dy_heads @ v.swapaxes(-1, -2), cache.c_attn_drop
         )
-        dlogits -= np.vecdot(dy_heads, y)[..., None]
+        dlogits -= np.vecdot(e, dlogits)[..., None] / total
         dlogits *= e
         np.matmul(dlogits, k, out=dq)
         np.matmul(dlogits.swapaxes(-1, -2), q, out=dk)

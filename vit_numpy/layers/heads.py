@@ -102,7 +102,6 @@ class AttentionPoolCache(NamedTuple):
     v: Array
     e: Array
     total: Array
-    y: Array
     c_proj: Any
     c_norm: Any
     c_mlp: Any
@@ -200,13 +199,13 @@ class AttentionPool(Module):
         x = x + h
         return x[:, 0], saved(
             AttentionPoolCache(
-                shape, c_q, c_kv, q, k, v, e, total, y, c_proj, c_norm, c_mlp
+                shape, c_q, c_kv, q, k, v, e, total, c_proj, c_norm, c_mlp
             )
         )
 
     def backward(self, dy: Array, cache: AttentionPoolCache) -> tuple[Array, Grads]:
         """(B, D) -> (B, T, D), dlatent (1, 1, D), and the layers' gradients."""
-        shape, _, _, q, k, v, e, total, y, _, _, _ = cache
+        shape, _, _, q, k, v, e, total, _, _, _ = cache
         dy = dy[:, None]
         dh, g_mlp = self.mlp.backward(dy, cache.c_mlp)
         dh, g_norm = self.norm.backward(dh, cache.c_norm)
@@ -220,7 +219,7 @@ class AttentionPool(Module):
         dk, dv = self._heads(dkv)
         np.matmul(e.swapaxes(-1, -2), dy_heads, out=dv)
         dlogits = dy_heads @ v.swapaxes(-1, -2)
-        dlogits -= np.vecdot(dy_heads, y)[..., None]
+        dlogits -= np.vecdot(e, dlogits)[..., None] / total
         dlogits *= e
         np.matmul(dlogits, k, out=dq)
         np.matmul(dlogits.swapaxes(-1, -2), q, out=dk)
