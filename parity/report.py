@@ -82,15 +82,16 @@ def describe(result: PairResult) -> str:
     """Say what is wrong with a pair, and how to see it again."""
     lines = []
     for case, failures in groupby(result.failures, key=lambda failure: failure.case):
-        # Other layouts seldom say more than the contiguous one does.
-        group = sorted(failures, key=lambda failure: failure.finding.check == "strided")
+        group = list(failures)
         first = group[0]
+        # Other layouts say nothing that the contiguous one has not said.
+        plain = [f for f in group if f.finding.check != "strided"] or group
         lines += ["", f"{first.pair} does not agree in {first.dtype}:"]
-        for failure in group[:_SHOWN]:
+        for failure in plain[:_SHOWN]:
             lines += _failure_lines(failure)
-        if len(group) > _SHOWN:
+        if len(plain) > _SHOWN:
             others = dict.fromkeys(
-                f"{f.finding.check} {f.finding.tensor}".strip() for f in group[_SHOWN:]
+                f"{f.finding.check} {f.finding.tensor}".strip() for f in plain[_SHOWN:]
             )
             lines.append(f"  also: {', '.join(others)}")
         if any(failure.finding.check not in _OF_PAIRS for failure in group):

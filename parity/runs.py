@@ -181,7 +181,7 @@ def run_pair(
     result = PairResult(pair.name, dtype)
     started = time.perf_counter()
     last: Case | None = None
-    with _one_thread():
+    with one_thread():
         for number, regime in enumerate(pair.regimes):
             share = examples // len(pair.regimes) + (
                 number < examples % len(pair.regimes)
@@ -217,7 +217,7 @@ def run_case(pair: Pair, dtype: str, case: Case) -> PairResult:
     """Check one pair on one case, as a reproduction does."""
     result = PairResult(pair.name, dtype, examples=1)
     started = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         trial = Trial(pair, case, dtype)
         if trial.ambiguous:
             result.ambiguous = 1
@@ -380,7 +380,7 @@ def _visible(result: PairResult) -> Iterator[Finding]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep PyTorch and BLAS to one thread: the tensors are small, and cores are few."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
