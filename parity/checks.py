@@ -132,7 +132,14 @@ class Trial:
     @cached_property
     def results(self) -> Arrays:
         """Outputs and gradients of the candidate, named as the reference names them."""
-        return self.run(self.reference.inputs, self.reference.cotangents)
+        return self.run(*self.fresh())
+
+    def fresh(self) -> tuple[Arrays, Arrays]:
+        """Copy inputs and cotangents, for a candidate that may write into them."""
+        return (
+            {name: x.copy() for name, x in self.reference.inputs.items()},
+            {name: dy.copy() for name, dy in self.reference.cotangents.items()},
+        )
 
     def run(self, inputs: Arrays, cotangents: Arrays) -> Arrays:
         """Run the candidate forward and, if there are cotangents, backward."""
@@ -352,8 +359,7 @@ def _dtype(trial: Trial) -> Iterator[Finding]:
 
 
 def _unmutated(trial: Trial) -> Iterator[Finding]:
-    inputs = {name: x.copy() for name, x in trial.reference.inputs.items()}
-    cotangents = {name: dy.copy() for name, dy in trial.reference.cotangents.items()}
+    inputs, cotangents = trial.fresh()
     outputs, vjp = trial.forward(inputs)
     kept = {name: np.array(out) for name, out in outputs.items()}
     for name, x in trial.reference.inputs.items():
@@ -370,14 +376,14 @@ def _unmutated(trial: Trial) -> Iterator[Finding]:
 
 
 def _repeatable(trial: Trial) -> Iterator[Finding]:
-    ref = trial.reference
-    outputs, vjp = trial.forward(ref.inputs)
-    first = outputs | trial.backward(vjp, ref.cotangents)
+    inputs, cotangents = trial.fresh()
+    outputs, vjp = trial.forward(inputs)
+    first = outputs | trial.backward(vjp, cotangents)
     first = {name: np.array(value) for name, value in first.items()}
-    for name, value in trial.backward(vjp, ref.cotangents).items():
+    for name, value in trial.backward(vjp, cotangents).items():
         differs = "a second backward on the same cache gave another result"
         yield _same_bits("repeatable", name, np.asarray(value), first[name], differs)
-    again, _ = trial.forward(ref.inputs)
+    again, _ = trial.forward(inputs)
     for name, value in again.items():
         differs = "a second forward on the same inputs gave another result"
         yield _same_bits("repeatable", name, np.asarray(value), first[name], differs)
@@ -423,7 +429,7 @@ def _directional(trial: Trial) -> Iterator[Finding]:
 
     def change(h: float) -> float:
         moved = {name: ref.inputs[name] + h * v for name, v in direction.items()}
-        outputs, _ = trial.forward(ref.inputs | moved)
+        outputs, _ = trial.forward(trial.fresh()[0] | moved)
         return math.fsum(
             float(np.vdot(u, np.asarray(outputs[name]) - trial.results[name]))
             for name, u in ref.cotangents.items()
