@@ -12,18 +12,18 @@ def images(dtype=np.float32):
 
 
 def test_draws_do_not_depend_on_the_batch():
-    whole = draw(PadCrop(4), 3, 2, range(50))
-    assert draw(PadCrop(4), 3, 2, [7]) == [whole[7]]
-    assert draw(PadCrop(4), 3, 2, np.array([9, 8])) == [whole[9], whole[8]]
-    assert whole != draw(PadCrop(4), 3, 3, range(50))
-    assert whole != draw(PadCrop(4), 4, 2, range(50))
-    assert whole != draw(PadCrop(4), 3, 2, range(50), place=1)
+    whole = draw(PadCrop(4), 3, 2, range(50), 8, 8)
+    assert draw(PadCrop(4), 3, 2, [7], 8, 8) == [whole[7]]
+    assert draw(PadCrop(4), 3, 2, np.array([9, 8]), 8, 8) == [whole[9], whole[8]]
+    assert whole != draw(PadCrop(4), 3, 3, range(50), 8, 8)
+    assert whole != draw(PadCrop(4), 4, 2, range(50), 8, 8)
+    assert whole != draw(PadCrop(4), 3, 2, range(50), 8, 8, place=1)
 
 
 def test_draws_have_their_distribution():
-    flips = draw(HorizontalFlip(0.3), 0, 0, range(4000))
+    flips = draw(HorizontalFlip(0.3), 0, 0, range(4000), 8, 8)
     assert np.mean(flips) == pytest.approx(0.3, abs=0.03)
-    corners = np.array(draw(PadCrop(2), 0, 0, range(5000))).T
+    corners = np.array(draw(PadCrop(2), 0, 0, range(5000), 8, 8)).T
     for axis in corners:
         counts = np.bincount(axis)
         assert len(counts) == 5
