@@ -28,8 +28,10 @@ from parity.strategies import Case, cases
 EXAMPLES = 42
 """Cases a pair and dtype by default, spread evenly over the regimes."""
 
-# A tensor of which no case shows this much is not checked: a run that finds so fails.
+# A tensor of which no case shows this much is not checked: a run that finds so fails,
+# if it has this many cases. Few may all be of the kind that shows little.
 _SEEN = 0.9
+_CASES_TO_SEE = 20
 
 # Shrinking stops after so many seconds, with the smallest failure found by then.
 _SHRINKING_SECONDS = 15.0
@@ -364,7 +366,7 @@ class _Exploration:
 def _visible(result: PairResult) -> Iterator[Finding]:
     """Fail for every tensor that no case showed."""
     for record in list(result.records.values()):
-        if record.seen is None:
+        if record.seen is None or record.comparisons < _CASES_TO_SEE:
             continue
         blind = record.seen < _SEEN
         yield Finding(

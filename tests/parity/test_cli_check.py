@@ -1,0 +1,184 @@
+"""The command line: what it prints, writes and returns."""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from parity import pairs
+from parity.adapters import module_problem
+from parity.cli import COMMANDS, main
+from parity.report import write_atomically
+
+
+def run(capsys, *arguments):
+    status = main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def wrong_bias(pair, case):
+    right = module_problem(pair, case)
+
+    def candidate(inputs):
+        outputs, vjp = right.candidate(inputs)
+
+        def wrong(cotangents):
+            gradients = vjp(cotangents)
+            return gradients | {"weight": gradients["weight"] * 1.01}
+
+        return outputs, wrong
+
+    return replace(right, candidate=candidate)
+
+
+@pytest.fixture
+def broken_linear(monkeypatch):
+    rows = [
+        replace(row, problem=wrong_bias) if row.name == "linear" else row
+        for row in pairs.PAIRS
+    ]
+    monkeypatch.setattr(pairs, "PAIRS", tuple(rows))
+
+
+def test_agreement_is_a_table_and_status_0(capsys, tmp_path):
+    file = tmp_path / "report.json"
+    status, out, err = run(
+        capsys, "check", "--layer", "linear", "relu", "--examples", "14",
+        "--workers", "1", "--json", str(file),
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:3] for row in rows[2:6]] == [
+        ["linear", "float64", "14"],
+        ["linear", "float32", "14"],
+        ["relu", "float64", "14"],
+        ["relu", "float32", "14"],
+    ]
+    report = json.loads(file.read_text())
+    totals = report["totals"]
+    assert totals["pairs"] == 2
+    assert totals["failures"] == 0
+    assert 0 < totals["max_bound_used"] <= 1
+    assert totals["comparisons"] == sum(r["comparisons"] for r in report["records"])
+    assert {(r["pair"], r["dtype"], r["tensor"]) for r in report["records"]} >= {
+        ("linear", dtype, tensor)
+        for dtype in ("float64", "float32")
+        for tensor in ("out", "d_x", "d_weight", "d_bias")
+    }
+    assert report["environment"]["packages"]["numpy"]
+    assert report["environment"]["cpu"]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_mismatch_is_status_1_and_its_command_reproduces_it(
+    capsys, tmp_path, broken_linear
+):
+    file = tmp_path / "report.json"
+    status, out, _ = run(
+        capsys, "check", "--layer", "linear", "--dtype", "float32",
+        "--examples", "14", "--json", str(file),
+    )  # fmt: skip
+    assert status == 1
+    assert "d_params: d_weight" in out
+    for word in ("candidate", "torch", "reference", "times the error bound", "regime"):
+        assert word in out
+    command = next(line for line in out.splitlines() if "reproduce" in line)
+    arguments = shlex.split(command.partition("reproduce")[2])
+    assert arguments[:2] == ["parity", "check"]
+    status, again, _ = run(capsys, *arguments[1:])
+    assert status == 1
+    assert "d_params: d_weight" in again
+    report = json.loads(file.read_text())
+    failure = report["pairs"][0]["failures"][0]
+    assert (failure["check"], failure["tensor"]) == ("d_params", "d_weight")
+    assert failure["bound_used"] > 1
+    assert shlex.split(failure["command"]) == arguments
+
+
+def test_command_of_a_failure_passes_on_correct_code(capsys):
+    case = '{"config":{"in_features":1,"out_features":1},"shapes":{"x":[2,2,1]}}'
+    status, _, _ = run(capsys, "check", "--layer", "linear", "--case", case)
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "required: command"),
+        (("chek",), "did you mean 'check'?"),
+        (("check", "--layer", "atention"), "did you mean 'attention'?"),
+        (("check", "--dtype", "float16"), "float64"),
+        (("check", "--examples", "0"), "at least 1"),
+        (("check", "--examples", "many"), "whole number"),
+        (("check", "--seed", "-1"), "--seed"),
+        (("check", "--case", "{}"), "exactly one --layer"),
+        (("check", "--layer", "linear", "--case", "{"), "must be JSON"),
+        (("check", "--layer", "linear", "--case", "{}"), "config and shapes"),
+        (("check", "--json", "no/such/folder/report.json"), "folder"),
+        (("check", "--wrong"), "--wrong"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(capsys, arguments, words):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("parity")
+    assert words in err
+
+
+def test_interrupt_is_one_line_and_status_130(capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("parity.runs.run_pairs", interrupted)
+    status, _, err = run(capsys, "check")
+    assert status == 130
+    assert err.count("\n") == 1
+
+
+def test_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    for name in [name for name in sys.modules if name.startswith("parity.")]:
+        if name not in ("parity.cli", "parity.data", "parity.data.names"):
+            monkeypatch.delitem(sys.modules, name)
+    status, _, err = run(capsys, "check", "--layer", "linear")
+    assert status == 2
+    assert "pip install 'vit-parity[check]'" in err
+
+
+def test_demo_finds_the_defect_and_leaves_no_trace(capsys):
+    status, out, _ = run(capsys, "demo")
+    assert status == 0
+    assert "attention does not agree" in out
+    assert "d_qkv.weight" in out
+    assert "times the error bound" in out
+    assert "broken_attention" not in sys.modules
+    assert run(capsys, "check", "--layer", "attention", "--examples", "14")[0] == 0
+
+
+def test_help_imports_neither_torch_nor_hypothesis():
+    code = (
+        "import sys; from parity.cli import main; main(['--help']); "
+        "sys.exit(bool({'torch', 'hypothesis', 'vit_numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "report.json"
+    write_atomically(file, "first")
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(file, "second")
+    assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [file]
