@@ -27,6 +27,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "parity.commands.demo",
         "break one line of attention's backward, in memory, and see what is said",
     ),
+    "mutants": (
+        "parity.commands.mutants",
+        "break vit_numpy on purpose, and count the defects that the checks find",
+    ),
+    "curves": (
+        "parity.commands.curves",
+        "train a recipe in both backends, and say whether and where they part",
+    ),
+    "all": (
+        "parity.commands.all",
+        "check, move weights both ways, compare curves; write it all to a folder",
+    ),
 }
 
 # Which extra brings what a command may miss.

@@ -48,18 +48,27 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     figures, matplotlib = _matplotlib()
     c = comparison
     steps = np.arange(1, c.steps + 1)
+    if c.verdict is None:
+        shown = f"loss equal to {max(c.free.relative_difference):.1e}"
+    else:
+        shown = f"a judged step uses ≤ {c.verdict.max_bound_used:.2f} of its bound"
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(7.2, 5.4), layout="constrained")
         upper, lower = figure.subplots(
             2, 1, sharex=True, height_ratios=(3, 2), gridspec_kw={"hspace": 0.06}
         )
         upper.fill_between(
-            steps, c.envelope["low"], c.envelope["high"], color=BAND, lw=0, alpha=0.7
+            steps, c.envelope.low, c.envelope.high, color=BAND, lw=0, alpha=0.7
         )
         # The curves lie on each other: the upper one is dashed, to show the lower.
-        upper.plot(steps, c.loss["torch"], color=TORCH, lw=2.4, label="PyTorch")
+        upper.plot(steps, c.free.loss["torch"], color=TORCH, lw=2.4, label="PyTorch")
         upper.plot(
-            steps, c.loss["numpy"], color=NUMPY, lw=1.1, ls=(0, (4, 2.5)), label="NumPy"
+            steps,
+            c.free.loss["numpy"],
+            color=NUMPY,
+            lw=1.1,
+            ls=(0, (4, 2.5)),
+            label="NumPy",
         )
         upper.set_ylabel("training loss")
         upper.set_ylim(bottom=0)
@@ -74,8 +83,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         upper.text(
             0,
             1.045,
-            "same weights, batches and dropout masks"
-            f" · {c.steps} steps · loss equal to {c.max_relative_difference:.1e}",
+            f"same weights, batches and dropout masks · {c.steps} steps · {shown}",
             transform=upper.transAxes,
             va="bottom",
         ).set_in_layout(False)
@@ -86,7 +94,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         lower.fill_between(
             steps,
             floor,
-            np.maximum(c.envelope["difference"], floor),
+            np.maximum(c.envelope.difference, floor),
             color=BAND,
             lw=0,
             alpha=0.7,
@@ -94,7 +102,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         )
         lower.plot(
             steps,
-            np.maximum(c.relative_difference, floor),
+            np.maximum(c.free.relative_difference, floor),
             color=NUMPY,
             lw=1.1,
             label="NumPy against PyTorch",

@@ -15,7 +15,8 @@ def main_of(
 ) -> int:
     """Run a program and return its exit status.
 
-    That is 0, or 1 for a run that failed, 2 for bad input, 130 for Ctrl-C. Whatever a user can cause is answered with one line on standard error.
+    That is 0, or 1 for a run that failed, 2 for bad input, 130 for Ctrl-C. Whatever a
+    user can cause is answered with one line on standard error.
     """
     name = sys.argv[0].rpartition("/")[2]
     try:
@@ -23,12 +24,15 @@ def main_of(
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except FloatingPointError as error:
-        status, reason = FAILED, error
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        status, reason = BAD_INPUT, error
-    print(f"{name}: {' '.join(str(reason).split())}", file=sys.stderr)
-    return status
+    except (
+        FloatingPointError,
+        ModuleNotFoundError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED if isinstance(error, FloatingPointError) else BAD_INPUT
 
 
 def positive(text: str) -> int:

@@ -17,14 +17,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from parity.data import BatchStream, Dataset, ImageDraws, Part
+from parity.data import BatchStream, Dataset, Part
 from parity.data import load as load_data
 from parity.data.names import unknown_name
 from parity.environment import environment
 from parity.recipes import Recipe
 from parity.recipes import load as load_recipe
 from parity.scores import Scores, score
-from vit_numpy.augment import Augment
 
 BACKENDS = ("numpy", "torch")
 RECIPE_FILE = "recipe.toml"
@@ -163,18 +162,8 @@ def check_fit(dataset: Dataset, config: Any) -> None:
 
 def open_stream(recipe: Recipe, part: Part) -> BatchStream:
     """Return the batches of a recipe: the same for both backends, augmented alike."""
-    augment = Augment(recipe.transforms(), recipe.seed)
-
-    def transform(
-        images: NDArray[np.uint8], draws: ImageDraws, indices: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
-        return augment(images, draws.epoch, indices.tolist())
-
     return BatchStream(
-        part,
-        recipe.batch_size,
-        recipe.seed,
-        transform=transform if recipe.augment else None,
+        part, recipe.batch_size, recipe.seed, augment=recipe.transforms()
     )
 
 
@@ -243,8 +232,11 @@ def train(
     trainer = build_trainer(recipe, backend, model, len(stream))
     checkpoint = backend.module("checkpoint")
     preprocessing = {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
-    metadata = {"recipe": recipe.name, "data": dataset.name}
-    metadata |= {"class_names": list(dataset.class_names)}
+    metadata = {
+        "recipe": recipe.name,
+        "data": dataset.name,
+        "class_names": list(dataset.class_names),
+    }
     finished = 0
     if folder.checkpoint.exists():
         header = checkpoint.load_training(folder.checkpoint, trainer)

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from parity.data.augment import AUGMENTATIONS, AnyTransform
 from vit_numpy.config import (
     ViTConfig,
     check_choice,
@@ -24,18 +25,12 @@ from vit_numpy.config import (
     preset,
     unknown,
 )
-from vit_numpy.draws import HorizontalFlip, PadCrop, Transform
+from vit_numpy.draws import from_table
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("constant", "step", "cosine", "linear")
 INITS = ("trunc_normal", "xavier")
 DTYPES = ("float32", "float64")
-
-# The augmentations that a recipe can name; their fields are its parameters.
-AUGMENTATIONS: dict[str, type[Transform]] = {
-    "flip": HorizontalFlip,
-    "pad_crop": PadCrop,
-}
 
 Table = Mapping[str, Any]
 Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec")
@@ -145,8 +140,8 @@ class Recipe:
     model : dict, default {}
         Fields of `ViTConfig` that differ from the preset's.
     augment : tuple of dict, default ()
-        Augmentations of the training images, in order: a ``name`` of `AUGMENTATIONS`
-        and its parameters.
+        Augmentations of the training images, in order: a ``name`` of
+        `parity.data.AUGMENTATIONS` and its parameters.
     init : {'trunc_normal', 'xavier'}, default 'trunc_normal'
     zero_head : bool, default True
         Whether the head starts from zero: see `vit_numpy.init.init_weights`.
@@ -197,9 +192,9 @@ class Recipe:
         """Return the network's configuration: the preset with the recipe's changes."""
         return preset(self.preset, **self.model)
 
-    def transforms(self) -> tuple[Transform, ...]:
-        """Return the augmentations, in order, as `vit_numpy.augment` takes them."""
-        return tuple(map(_transform, self.augment))
+    def transforms(self) -> tuple[AnyTransform, ...]:
+        """Return the augmentations, in order, as `BatchStream` takes them."""
+        return tuple(from_table(entry, AUGMENTATIONS) for entry in self.augment)
 
     @classmethod
     def from_dict(cls, table: Table) -> Recipe:
@@ -239,7 +234,10 @@ class Recipe:
 
     def resolved(self) -> Recipe:
         """Return the recipe with the whole model spelled out, none of it implied."""
-        return dataclasses.replace(self, model=self.config().to_dict())
+        fields = self.config().to_dict()
+        # TOML has no None; a field that is None is left to the preset.
+        model = {key: value for key, value in fields.items() if value is not None}
+        return dataclasses.replace(self, model=model)
 
     def to_toml(self) -> str:
         """Return the recipe as TOML that `load` reads back."""
@@ -323,20 +321,6 @@ def _build(cls: type[Spec], table: Any, where: str) -> Spec:
 
 
 _TABLES: dict[str, Any] = {"optimizer": OptimizerSpec, "schedule": ScheduleSpec}
-
-
-def _transform(entry: Any) -> Transform:
-    """Build the augmentation that an entry of `augment` names."""
-    if not isinstance(entry, Mapping):
-        raise TypeError(f"augment must be a list of tables, got {entry!r} in it")
-    check_choice("augment", entry.get("name"), AUGMENTATIONS)
-    transform = AUGMENTATIONS[entry["name"]]
-    parameters = {key: value for key, value in entry.items() if key != "name"}
-    known = [f.name for f in dataclasses.fields(transform)]
-    for key in parameters:
-        if key not in known:
-            raise ValueError(unknown(f"{entry['name']} parameter", key, known))
-    return transform(**parameters)
 
 
 def _toml(value: Any) -> str:

@@ -1,0 +1,221 @@
+"""Runs leave whole files behind, resume exactly, and need no torch in NumPy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity import recipes
+from parity.data import from_arrays
+from parity.training import (
+    Backend,
+    Epoch,
+    RunFolder,
+    Step,
+    check_fit,
+    open_stream,
+    predict,
+    train,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe():
+    return recipes.load("network1").replace(
+        {
+            "epochs": 3,
+            "batch_size": 16,
+            "model.depth": 1,
+            "schedule.warmup_steps": 2,
+            "schedule.drop_after": [1],
+            "augment": [{"name": "flip"}, {"name": "pad_crop", "padding": 2}],
+        }
+    )
+
+
+@pytest.fixture
+def dataset():
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (60, 1, 28, 28), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    return from_arrays(images[:40], labels[:40], images[40:], labels[40:])
+
+
+def run(recipe, backend, dataset, path, stop_after=None):
+    """Train into a folder, new or begun before; stop in the middle if asked to."""
+    folder = RunFolder(path)
+    if not folder.checkpoint.exists():
+        folder.create(recipe, Backend.load(backend), overwrite=True)
+    records = []
+    for record in train(recipe, Backend.load(backend), dataset, folder):
+        records.append(record)
+        if len(records) == stop_after:
+            break
+    return records
+
+
+def arrays(path):
+    from vit_numpy.checkpoint import load
+
+    return load(path / "last.safetensors").arrays
+
+
+def records_of(path):
+    lines = (path / "metrics.jsonl").read_text("utf-8").splitlines()
+    kept = [json.loads(line) for line in lines]
+    # How long something took is no result.
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in kept]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_run_leaves_recipe_metrics_and_checkpoint(backend, recipe, dataset, tmp_path):
+    records = run(recipe, backend, dataset, tmp_path)
+    steps = [r for r in records if isinstance(r, Step)]
+    epochs = [r for r in records if isinstance(r, Epoch)]
+    assert [s.step for s in steps] == list(range(1, 10))
+    assert [e.epoch for e in epochs] == [1, 2, 3]
+    assert [s.lr for s in steps[:3]] == pytest.approx([0.005, 0.01, 0.01])
+    assert steps[3].lr == pytest.approx(0.001)
+    sizes = [16, 16, 8]
+    mean = sum(n * s.loss for n, s in zip(sizes, steps[:3], strict=True)) / 40
+    assert epochs[0].train_loss == pytest.approx(mean)
+    kinds = [record["kind"] for record in records_of(tmp_path)]
+    assert kinds == ["run"] + ["step", "step", "step", "epoch"] * 3
+    assert recipes.load(tmp_path / "recipe.toml") == recipe.resolved()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"recipe.toml", "metrics.jsonl", "last.safetensors"}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("stop_after", [2, 4, 6])
+def test_interrupted_run_resumes_bit_for_bit(
+    backend, stop_after, recipe, dataset, tmp_path
+):
+    run(recipe, backend, dataset, tmp_path / "whole")
+    run(recipe, backend, dataset, tmp_path / "parts", stop_after)
+    run(recipe, backend, dataset, tmp_path / "parts")
+    whole, parts = arrays(tmp_path / "whole"), arrays(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
+    assert records_of(tmp_path / "whole") == records_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_checkpoint_predicts_the_same_in_the_other_backend(
+    backend, recipe, dataset, tmp_path
+):
+    run(recipe, backend, dataset, tmp_path)
+    logits = [
+        predict(
+            Backend.load(name)
+            .module("checkpoint")
+            .from_pretrained(tmp_path / "last.safetensors"),
+            Backend.load(name),
+            dataset.test,
+        )
+        for name in ("numpy", "torch")
+    ]
+    assert np.array_equal(logits[0].argmax(axis=1), logits[1].argmax(axis=1))
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+def test_diverging_run_names_the_last_good_checkpoint(recipe, dataset, tmp_path):
+    bad = recipe.replace({"optimizer.lr": 1e30, "schedule.warmup_steps": 0})
+    with pytest.raises(FloatingPointError, match="no epoch was finished"):
+        run(bad, "numpy", dataset, tmp_path)
+    assert not (tmp_path / "last.safetensors").exists()
+    # What was measured before is kept.
+    assert records_of(tmp_path)[0]["kind"] == "run"
+
+
+def test_folder_in_use_is_refused(recipe, dataset, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    folder = RunFolder(tmp_path)
+    with pytest.raises(FileExistsError, match="is not empty; choose another folder"):
+        folder.create(recipe, Backend("numpy"), overwrite=False)
+    folder.create(recipe, Backend("numpy"), overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        RunFolder(tmp_path / "absent").reopen()
+
+
+def test_augmentation_is_that_of_the_recipe(recipe, dataset):
+    plain = open_stream(recipe.replace({"augment": []}), dataset.train)
+    changed = open_stream(recipe, dataset.train)
+    (a, labels, _), (b, same_labels, _) = next(plain.epoch(0)), next(changed.epoch(0))
+    assert np.array_equal(labels, same_labels)
+    assert not np.array_equal(a, b)
+    assert np.array_equal(b, next(open_stream(recipe, dataset.train).epoch(0)).images)
+
+
+def test_data_that_does_not_fit_is_refused(recipe, dataset):
+    with pytest.raises(ValueError, match=r"has images of shape \(1, 28, 28\)"):
+        check_fit(dataset, recipe.replace({"model.image_size": 14}).config())
+    with pytest.raises(ValueError, match=r"set model\.num_classes=10"):
+        check_fit(dataset, recipe.replace({"model.num_classes": 7}).config())
+
+
+def test_unknown_backend_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'numpy'"):
+        Backend.load("nunpy")
+
+
+# A finder before all others makes torch uninstalled for the program that follows.
+WITHOUT_TORCH = """
+import importlib.abc, runpy, sys
+
+class NoTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "vit_torch"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name="torch")
+
+sys.meta_path.insert(0, NoTorch())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def program(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_programs_train_and_evaluate_without_torch(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--data", "mnist-subset", "--epochs", "1", "--batch-size", "500"]
+    train_args = ["scripts/train.py", "network1", *flags, "--out", out, "--backend"]
+    done = program(*train_args, "numpy")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1" in done.stdout
+    scores = tmp_path / "scores.json"
+    done = program(
+        "scripts/evaluate.py",
+        out / "last.safetensors",
+        *("--backend", "numpy", "--json", scores),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(scores.read_text("utf-8"))
+    assert found["images"] == len(found["predictions"]) == 2000
+    assert 0 < found["top1"] < found["top5"] <= 1
+    assert len(found["confusion"]) == len(found["per_class"]) == 10
+    for arguments, message in [
+        ([*train_args, "numpy"], "is not empty"),
+        ([*train_args, "torch"], "backend 'torch' needs PyTorch"),
+        (["scripts/train.py", "netwrok1", "--backend", "numpy"], "did you mean"),
+        ([*train_args, "numpy", "--set", "optimizer.lrr=3"], "did you mean"),
+        (["scripts/evaluate.py", "absent", "--backend", "numpy"], "does not exist"),
+    ]:
+        done = program(*arguments)
+        assert done.returncode == 2, done
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
