@@ -27,17 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--examples",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help="cases a pair and dtype (default 42), at least two a regime",
     )
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="S")
     parser.add_argument(
         "--case", metavar="JSON", help="one case, as a failure report gives it"
     )
     parser.add_argument(
         "--workers",
-        type=_at_least(1),
+        type=at_least(1),
         default=min(os.cpu_count() or 1, 8),
         metavar="N",
         help="processes; by default one a core, up to 8",
@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     return MISMATCH if failed else AGREE
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers that are not below `least`."""
+
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(
