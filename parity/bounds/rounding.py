@@ -125,6 +125,16 @@ def _index_put(call: Operation) -> Tensor | None:
     return _scatter(call) if accumulates else None
 
 
+def _addition(call: Operation) -> Tensor:
+    """A sum, and before it the product with ``alpha``, which need not be fused."""
+    scale: Tensor = call.out.abs()
+    alpha = call.kwargs.get("alpha", 1)
+    if _is_power_of_two(alpha):
+        return scale
+    scaled = call.args[0 if _name(call.op) == "rsub" else 1]
+    return scale + abs(alpha) * abs(scaled)
+
+
 def _scaling(call: Operation) -> Tensor | None:
     """Multiply or divide, without rounding where a factor is a power of two."""
     factors = call.args[:2] if _name(call.op) == "mul" else call.args[1:2]
@@ -208,9 +218,7 @@ _CONSTANTS = """
     zeros zeros_like
 """
 _SIGNS = "abs neg sgn sign round floor ceil trunc heaviside copysign"
-_ROUNDED = """
-    add atan2 hypot reciprocal rsqrt rsub sqrt square sub
-"""
+_ROUNDED = "atan2 hypot reciprocal rsqrt sqrt square"
 _TRANSCENDENTAL = """
     acos asin atan cos cosh erf erfc erfinv exp exp2 expm1 lgamma log log10 log1p log2
     pow sigmoid sin sinh tan tanh
@@ -227,6 +235,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_TRANSCENDENTAL.split(), elementwise(2.0)),
     **dict.fromkeys(_SCATTERS.split(), _scatter),
     **dict.fromkeys(_INDEXED_WRITES.split(), _index_put),
+    **dict.fromkeys(("add", "sub", "rsub"), _addition),
     **dict.fromkeys(("mul", "div"), _scaling),
     **dict.fromkeys(("sum", "mean"), _summation),
     **dict.fromkeys(("mm", "bmm", "mv", "dot"), accumulation(_inner_size)),

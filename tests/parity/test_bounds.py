@@ -109,6 +109,23 @@ PRIMITIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_inside_a_sum_need_not_be_fused(dtype: torch.dtype) -> None:
+    b = normal(0, b=(8, 8))["b"]
+    # Where the two cancel, the rounding of the product is all that is left.
+    inputs = {"a": -0.1 * b * (1 + 1e-5), "b": b}
+    forms: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda a, b: torch.add(a, b, alpha=0.1),
+        lambda a, b: torch.sub(a, b, alpha=-0.1),
+        lambda a, b: torch.rsub(b, a, alpha=-0.1),
+        lambda a, b: a.clone().add_(b, alpha=0.1),
+    ]
+    for form in forms:
+        ref = reference(form, inputs, dtype=dtype, differentiate=False)
+        product = ref.inputs["b"] * ref.inputs["b"].dtype.type(0.1)
+        assert ref.share("out", product + ref.inputs["a"]).max() <= 1
+
+
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_the_noise_of_each_rule_covers_float32_rounding(name: str) -> None:
     def function(a: Tensor, b: Tensor) -> Tensor:
