@@ -380,8 +380,19 @@ def _repeatable(trial: Trial) -> Iterator[Finding]:
     outputs, vjp = trial.forward(inputs)
     first = outputs | trial.backward(vjp, cotangents)
     first = {name: np.array(value) for name, value in first.items()}
+    if cotangents:
+        # What a layer keeps on itself, rather than in its cache, is now another's.
+        others = {
+            name: -x
+            for name, x in inputs.items()
+            if x.dtype.kind == "f" and name not in trial.problem.parameters
+        }
+        trial.forward(inputs | others)
     for name, value in trial.backward(vjp, cotangents).items():
-        differs = "a second backward on the same cache gave another result"
+        differs = (
+            "a second backward on the same cache, after a forward of other inputs, "
+            "gave another result"
+        )
         yield _same_bits("repeatable", name, np.asarray(value), first[name], differs)
     again, _ = trial.forward(inputs)
     for name, value in again.items():
@@ -506,6 +517,19 @@ def _round_trip(pair: Pair, case: Case) -> Iterator[Finding]:
         yield _same_bits("round_trip", name, array, state[name], "came back different")
 
 
+def _initial(pair: Pair, case: Case) -> Iterator[Finding]:
+    """Compare what new parameters hold, where PyTorch's are not random."""
+    if not pair.mirrored or not pair.problem(pair, case).parameters:
+        return
+    config = {k: v for k, v in case.config.items() if k != "masked"}
+    ours = weights(construct(pair.load_candidate(), config))
+    twins = [weights(construct(pair.load_reference(), config)) for _ in range(2)]
+    for name, value in twins[0].items():
+        if name in ours and np.array_equal(value, twins[1][name]):
+            differs = f"a new one holds {ours[name]}, in PyTorch {value}"
+            yield _same_bits("initial", name, ours[name], value, differs)
+
+
 def _signature(pair: Pair, case: Case) -> Iterator[Finding]:
     if not pair.mirrored:
         return
@@ -591,6 +615,7 @@ CHECKS = (
 )
 PAIR_CHECKS = (
     PairCheck("round_trip", "weights go to PyTorch and back unchanged", _round_trip),
+    PairCheck("initial", "new parameters, where not random, are equal", _initial),
     PairCheck("signature", "the same parameters, order and defaults", _signature),
     PairCheck("errors", "the same error for the same bad input", _errors),
 )
