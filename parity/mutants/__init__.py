@@ -172,7 +172,8 @@ def run_mutants(
         defects = [
             d
             for d in defects
-            if _belongs(d.file, pairs) and any(map(changes[d].seen_by, prepared))
+            if _belongs(d.file, pairs)
+            and any(changes[d].seen_by(p.lines) for p in prepared)
         ]
     if sample is not None and sample < len(chosen):
         rng = random.Random(seed)
@@ -198,7 +199,7 @@ def run_mutants(
             f"{control.killed_by}: {control.where}"
         )
     return Outcome(
-        verdicts=dict(zip(chosen, verdicts, strict=False)),
+        verdicts=dict(zip(chosen, verdicts[: len(chosen)], strict=True)),
         equivalent=listed(chosen),
         defects=dict(zip(defects, verdicts[len(chosen) :], strict=True)),
         cases=len(prepared),
@@ -240,7 +241,7 @@ def _belongs(file: str, pairs: Sequence[Pair]) -> bool:
 def _runs(mutant: Mutant, prepared: Sequence[Prepared]) -> bool:
     """Tell whether a case runs the statement that the mutant is in."""
     change = Change(mutant.file, str, mutant.lines)
-    return bool(mutant.lines) and any(change.seen_by(p) for p in prepared)
+    return bool(mutant.lines) and any(change.seen_by(p.lines) for p in prepared)
 
 
 def _sampled(rng: random.Random, items: list[Item], count: int) -> list[Item]:

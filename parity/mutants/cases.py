@@ -56,7 +56,7 @@ class Prepared:
         return trial
 
 
-class _Watch:
+class Watch:
     """Notes which lines of the package run."""
 
     def __init__(self, tree: Tree) -> None:
@@ -64,7 +64,12 @@ class _Watch:
         self._lines: set[tuple[str, int]] = set()
 
     def start(self) -> None:
+        """Begin, in this thread."""
         sys.settrace(self._on_call)
+
+    def stop(self) -> None:
+        """End; what was noted can still be taken."""
+        sys.settrace(None)
 
     def taken(self) -> Lines:
         """Return what ran since the last time."""
@@ -148,7 +153,7 @@ def _prepare_pair(
     if _tree is None:
         raise RuntimeError("prepare must have set the tree before the fork")
     _tree.install()
-    watch = _Watch(_tree)
+    watch = Watch(_tree)
     prepared: list[Prepared] = []
     started = time.perf_counter()
 
@@ -167,7 +172,7 @@ def _prepare_pair(
             pair, dtype, examples=examples, seed=seed, shrink=False, observe=observe
         )
     finally:
-        sys.settrace(None)
+        watch.stop()
     return result, prepared
 
 

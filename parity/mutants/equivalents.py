@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from typing import Any
 
-from parity.mutants.operators import Mutant
+import hypothesis
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from numpy.typing import NDArray
+
+from parity.checks import Trial
+from parity.mutants.cases import Watch
+from parity.mutants.operators import Mutant, mutate
+from parity.mutants.runner import Change
+from parity.mutants.tree import Tree
+from parity.pair import Pair
+from parity.strategies import Case, generator
+from parity.strategies import cases as draw_cases
 
 Key = tuple[str, str, str, str, str, int]
 
@@ -56,3 +71,155 @@ def listed(mutants: list[Mutant]) -> dict[Mutant, str]:
     """Return those of the mutants that are listed, each with its reason."""
     known = reasons()
     return {m: known[m.key] for m in mutants if m.key in known}
+
+
+# --- the proof by trial ---------------------------------------------------------------
+
+
+def largest_difference(
+    mutant: Mutant,
+    tree: Tree,
+    pairs: Sequence[Pair],
+    *,
+    cases: int = 1000,
+    seed: int = 0,
+) -> tuple[float, int]:
+    """Compare a mutant with the original on cases that run it, in both dtypes.
+
+    Imports the package from `tree`, original and mutated; call it in a process of its
+    own.
+
+    Parameters
+    ----------
+    mutant : Mutant
+    tree : Tree
+    pairs : sequence of Pair
+        Where the cases come from; of all their regimes, in turn.
+    cases : int, default 1000
+    seed : int, default 0
+
+    Returns
+    -------
+    difference : float
+        The largest difference of two results, in units in the last place of the
+        largest number of their tensor; infinite if names, shapes, dtypes or what is
+        raised differ.
+    count : int
+        Cases compared: `cases`, or 0 if none of these pairs runs the mutant.
+    """
+    tree.restore(mutant.file)
+    tree.install()
+    running = [p for p in pairs if _runs(mutant, tree, p, seed)]
+    if not running:
+        return 0.0, 0
+    share = -(-cases // len(running))
+    drawn = [(p, case) for p in running for case in _draw(p, share, seed)][:cases]
+    expected = [_results(pair, case) for pair, case in drawn]
+    tree.replace(mutant.file, mutate(tree.sources[mutant.file], mutant))
+    tree.install()
+    largest = 0.0
+    for (pair, case), results in zip(drawn, expected, strict=True):
+        largest = max(largest, _difference(_results(pair, case), results))
+    tree.restore(mutant.file)
+    return largest, len(drawn)
+
+
+def _runs(mutant: Mutant, tree: Tree, pair: Pair, seed: int) -> bool:
+    """Tell whether some cases of a pair run a mutant."""
+    watch = Watch(tree)
+    watch.start()
+    try:
+        for case in _draw(pair, len(pair.regimes) * 4, seed):
+            _results(pair, case)
+    finally:
+        watch.stop()
+    change = Change(mutant.file, str, mutant.lines)
+    return change.seen_by(watch.taken())
+
+
+def _draw(pair: Pair, count: int, seed: int) -> list[Case]:
+    """Draw cases, the same number of each regime but for the remainder."""
+    drawn: list[list[Case]] = []
+    for number, regime in enumerate(pair.regimes):
+        each = -(-count // len(pair.regimes))
+        of_regime: list[Case] = []
+        keep = of_regime.append
+
+        @hypothesis.seed(seed * len(pair.regimes) + number)
+        @settings(
+            max_examples=each,
+            phases=(Phase.generate,),
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(draw_cases(pair.draw, regime))
+        def collect(case: Case, keep: Callable[[Case], None] = keep) -> None:
+            keep(case)
+
+        collect()
+        # Where there are few different cases, they are repeated with other numbers.
+        of_regime = [
+            replace(case, seed=case.seed + lap)
+            for lap in range(-(-each // len(of_regime)))
+            for case in of_regime
+        ]
+        drawn.append(of_regime[:each])
+    return [case for row in zip(*drawn, strict=True) for case in row][:count]
+
+
+def _results(pair: Pair, case: Case) -> dict[str, NDArray[Any]] | str:
+    """Run a case in every dtype; return what comes out, or what is raised."""
+    results: dict[str, NDArray[Any]] = {}
+    for dtype in pair.dtypes:
+        trial = Trial(pair, case, dtype)
+        try:
+            inputs = {
+                name: np.asarray(x).astype(dtype) if _is_floating(x) else np.asarray(x)
+                for name, x in trial.problem.inputs.items()
+            }
+            outputs, vjp = trial.forward(inputs)
+            given_cotangents = trial.problem.cotangents
+            if not trial.problem.differentiate:
+                upstream = {}
+            elif given_cotangents is not None:
+                upstream = {k: v.astype(dtype) for k, v in given_cotangents.items()}
+            else:
+                upstream = {
+                    name: generator(case.seed, f"u_{name}")
+                    .standard_normal(np.shape(out))
+                    .astype(dtype)
+                    for name, out in outputs.items()
+                }
+            made = outputs | trial.backward(vjp, upstream)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        results |= {f"{dtype} {name}": np.array(value) for name, value in made.items()}
+    return results
+
+
+def _is_floating(x: Any) -> bool:
+    return np.asarray(x).dtype.kind == "f"
+
+
+def _difference(
+    got: dict[str, NDArray[Any]] | str, expected: dict[str, NDArray[Any]] | str
+) -> float:
+    if isinstance(got, str) or isinstance(expected, str):
+        return 0.0 if got == expected else math.inf
+    if got.keys() != expected.keys():
+        return math.inf
+    return max(
+        (_units(got[name], value) for name, value in expected.items()), default=0.0
+    )
+
+
+def _units(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return math.inf
+    if np.array_equal(got, expected, equal_nan=True):
+        return 0.0
+    if not np.isfinite(expected).all() or not np.isfinite(got).all():
+        return math.inf
+    unit = float(np.spacing(np.abs(expected).max()))
+    return float(np.abs(got - expected).max()) / unit

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parity.checks import CHECKS, CandidateError, judge_pair
-from parity.mutants.cases import Prepared
+from parity.mutants.cases import Lines, Prepared
 from parity.mutants.tree import PACKAGE, Tree
 from parity.pair import Pair
 from parity.runs import one_thread
@@ -58,11 +58,11 @@ class Change:
     lines: frozenset[int] = frozenset()
     local: bool = False
 
-    def seen_by(self, prepared: Prepared) -> bool:
-        """Tell whether a case runs what is changed."""
+    def seen_by(self, lines: Lines) -> bool:
+        """Tell whether what runs these lines runs what is changed."""
         return any(
             file == self.file and (line in self.lines or not self.lines)
-            for file, line in prepared.lines
+            for file, line in lines
         )
 
 
@@ -195,7 +195,7 @@ def _start(
     pairs: dict[str, Pair],
     prepared: Sequence[Prepared],
 ) -> _Child:
-    seen = [p for p in prepared if change.seen_by(p)]
+    seen = [p for p in prepared if change.seen_by(p.lines)]
     receiving, sending = os.pipe()
     pid = os.fork()
     if pid:
