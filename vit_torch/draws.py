@@ -28,15 +28,12 @@ _BLOCK_WORDS = 8
 
 
 class Drawable(Protocol):
-    """What `draw` asks of a transform.
+    """What `draw` asks of a transform."""
 
-    Attributes
-    ----------
-    DRAWS : int
-        The uniform numbers that one image takes.
-    """
-
-    DRAWS: ClassVar[int]
+    @property
+    def uniforms(self) -> int:
+        """How many numbers `draw` takes for one image."""
+        ...
 
     def draw(self, u: Sequence[float], height: int, width: int) -> Any:
         """Turn numbers uniform in [0, 1) into what is done to one H×W image."""
@@ -55,7 +52,7 @@ class HorizontalFlip:
 
     p: float = 0.5
 
-    DRAWS: ClassVar[int] = 1
+    uniforms: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -77,7 +74,7 @@ class VerticalFlip:
 
     p: float = 0.5
 
-    DRAWS: ClassVar[int] = 1
+    uniforms: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -103,7 +100,7 @@ class PadCrop:
 
     padding: int = 4
 
-    DRAWS: ClassVar[int] = 2
+    uniforms: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_int("padding", self.padding, 1)
@@ -139,7 +136,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    DRAWS: ClassVar[int] = 2 * _TRIES + 2
+    uniforms: ClassVar[int] = 2 * _TRIES + 2
 
     def __post_init__(self) -> None:
         _check_scale("scale", self.scale, 1)
@@ -173,7 +170,7 @@ class Rotation:
 
     degrees: float = 15.0
 
-    DRAWS: ClassVar[int] = 1
+    uniforms: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_positive("degrees", self.degrees)
@@ -196,7 +193,7 @@ class Translation:
 
     fraction: float = 0.1
 
-    DRAWS: ClassVar[int] = 2
+    uniforms: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_positive("fraction", self.fraction)
@@ -235,7 +232,7 @@ class Affine:
     scale: tuple[float, float] = (0.9, 1.1)
     shear: float = 0.0
 
-    DRAWS: ClassVar[int] = 5
+    uniforms: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         _check_between("degrees", self.degrees, 0, 180)
@@ -282,7 +279,7 @@ class RandomErasing:
     ratio: tuple[float, float] = (0.3, 3.3)
     fill: float = 0.0
 
-    DRAWS: ClassVar[int] = 2 * _TRIES + 3
+    uniforms: ClassVar[int] = 2 * _TRIES + 3
 
     def __post_init__(self) -> None:
         _check_probability(self.p)
@@ -329,7 +326,7 @@ class MixUp:
     alpha: float = 0.8
     p: float = 1.0
 
-    DRAWS: ClassVar[int] = _BETA_DRAWS + 1
+    uniforms: ClassVar[int] = _BETA_DRAWS + 1
 
     def __post_init__(self) -> None:
         check_positive("alpha", self.alpha)
@@ -362,7 +359,7 @@ class CutMix:
     alpha: float = 1.0
     p: float = 1.0
 
-    DRAWS: ClassVar[int] = _BETA_DRAWS + 3
+    uniforms: ClassVar[int] = _BETA_DRAWS + 3
 
     def __post_init__(self) -> None:
         check_positive("alpha", self.alpha)
@@ -479,8 +476,8 @@ def draw(
     """
     check_int("seed", seed, 0)
     check_int("epoch", epoch, 0)
-    blocks = -(-transform.DRAWS // _BLOCK_WORDS)
-    unpack = Struct(f"<{transform.DRAWS}Q").unpack_from
+    blocks = -(-transform.uniforms // _BLOCK_WORDS)
+    unpack = Struct(f"<{transform.uniforms}Q").unpack_from
     key = f"{type(transform).__name__} {place} {seed} {epoch}"
     return [
         # A double holds the upper 53 bits exactly.

@@ -5,8 +5,8 @@ into the user's cache folder, and ``BatchStream`` deals batches.  Images are uin
 shape (N, C, H, W), labels int64 of shape (N,).
 """
 
+from parity.data.augment import AUGMENTATIONS, Augmentation
 from parity.data.cache import cache_folder
-from parity.data.draws import ImageDraws
 from parity.data.fetching import SOURCES, DataNotFoundError, Fetched, FetchError, fetch
 from parity.data.folder import FolderImages
 from parity.data.formats import read_cifar10, read_idx, write_cifar10, write_idx
@@ -21,8 +21,10 @@ from parity.data.registry import (
 from parity.data.stream import Batch, BatchStream, normalise
 
 __all__ = [
+    "AUGMENTATIONS",
     "NAMES",
     "SOURCES",
+    "Augmentation",
     "Batch",
     "BatchStream",
     "ChannelStatistics",
@@ -31,7 +33,6 @@ __all__ = [
     "FetchError",
     "Fetched",
     "FolderImages",
-    "ImageDraws",
     "Part",
     "cache_folder",
     "fetch",

@@ -4,19 +4,20 @@ The order of an epoch is a function of (seed, epoch) alone, so the two backends 
 same batches, and a run resumes at any epoch and step without playing the earlier ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from parity.data.draws import ImageDraws, check_seed, permutation
+from parity.data.augment import AnyTransform, Augmentation
+from parity.data.draws import check_seed, permutation
 from parity.data.registry import Part
+from vit_numpy.config import check_int
 
 Pixels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-Transform: TypeAlias = Callable[
-    [npt.NDArray[np.uint8], ImageDraws, npt.NDArray[np.int64]], Pixels
-]
 
 
 class Batch(NamedTuple):
@@ -27,12 +28,13 @@ class Batch(NamedTuple):
     images : ndarray of shape (B, C, H, W)
         float32 and normalised, or uint8 where the stream does not normalise.
     labels : ndarray of shape (B,), int64
+        Or, where images are mixed, soft targets of shape (B, K), float32.
     indices : ndarray of shape (B,), int64
         The row of each image in its part.
     """
 
     images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     indices: npt.NDArray[np.int64]
 
 
@@ -99,23 +101,24 @@ class BatchStream:
         Whether to leave out a last batch that is smaller than the others.
     shuffle : bool
         Whether to change the order each epoch; if not, it is that of the part.
-    transform : callable, optional
-        ``transform(images, draws, indices)`` gets uint8 images of shape (B, C, H, W),
-        which it may overwrite, and returns uint8 or float32 images of 0 to 255, of any
-        H and W.  The numbers of its ``ImageDraws`` are keyed by (seed, epoch, index of
-        the image, purpose), so an image is changed in the same way whatever the batch
-        it is in.
+    augment : sequence of transforms, default ()
+        What is done to the images: transforms of `vit_numpy.draws` and
+        `parity.data.pixels`, keyed by (seed, epoch, index of the image), so that an
+        image is changed in the same way whatever the batch it is in.
     normalize : bool
         Whether images become float32, less the mean and over the standard deviation;
         if not, they are handed on as they are.
     mean, std : array_like of shape (C,), optional
         To normalise with other values than those of the training images.
+    prefetch : int, default 0
+        Batches that a thread makes ahead, while earlier ones are worked on. They are
+        the same for any number.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is out of range or the part has no image (or, with `drop_last`,
-        not one whole batch).
+        not one whole batch), and if images that are not normalised are to be mixed.
 
     Examples
     --------
@@ -136,10 +139,11 @@ class BatchStream:
         *,
         drop_last: bool = False,
         shuffle: bool = True,
-        transform: Transform | None = None,
+        augment: Sequence[AnyTransform] = (),
         normalize: bool = True,
         mean: npt.ArrayLike | None = None,
         std: npt.ArrayLike | None = None,
+        prefetch: int = 0,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int):
             raise TypeError(
@@ -157,15 +161,22 @@ class BatchStream:
                 f"with drop_last batch_size must be at most the {len(part)} images, "
                 f"got {batch_size}; make it smaller"
             )
+        self.augmentation = Augmentation(augment, len(part.class_names), seed)
+        if self.augmentation.mixes and not normalize:
+            raise ValueError(
+                "images must be normalised to be mixed, got normalize=False; leave "
+                "out mixup and cutmix, or normalise"
+            )
+        check_int("prefetch", prefetch, 0)
         self.part = part
         self.batch_size = batch_size
         self.seed = check_seed(seed)
         self.drop_last = drop_last
         self.shuffle = shuffle
-        self.transform = transform
         self.normalize = normalize
         self._mean = mean
         self._std = std
+        self.prefetch = prefetch
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -187,21 +198,37 @@ class BatchStream:
             raise ValueError(
                 f"start must be 0 to the {len(self)} batches of an epoch, got {start}"
             )
-        return self._batches(epoch, start, order)
+        steps = range(start, len(self))
+        if self.prefetch:
+            return self._made_ahead(epoch, order, steps)
+        return (self._batch(epoch, order, step) for step in steps)
 
-    def _batches(
-        self, epoch: int, start: int, order: npt.NDArray[np.int64]
+    def _batch(self, epoch: int, order: npt.NDArray[np.int64], step: int) -> Batch:
+        part, augmentation = self.part, self.augmentation
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        indices, labels = rows.tolist(), part.labels[rows]
+        images: Pixels = augmentation.change(part.images[rows], epoch, indices)
+        if not self.normalize:
+            return Batch(images, labels, rows)
+        mean = part.mean if self._mean is None else self._mean
+        std = part.std if self._std is None else self._std
+        normalised = normalise(images, mean, std)
+        if not augmentation.mixes:
+            return Batch(normalised, labels, rows)
+        return Batch(*augmentation.mix(normalised, labels, epoch, indices), rows)
+
+    def _made_ahead(
+        self, epoch: int, order: npt.NDArray[np.int64], steps: range
     ) -> Iterator[Batch]:
-        part = self.part
-        for step in range(start, len(self)):
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            stored = part.images[indices]
-            images: Pixels = stored
-            if self.transform is not None:
-                draws = ImageDraws(self.seed, epoch, indices)
-                images = self.transform(stored, draws, indices)
-            if self.normalize:
-                mean = part.mean if self._mean is None else self._mean
-                std = part.std if self._std is None else self._std
-                images = normalise(images, mean, std)
-            yield Batch(images, part.labels[indices], indices)
+        with ThreadPoolExecutor(1, "batches") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for step in steps:
+                    waiting.append(pool.submit(self._batch, epoch, order, step))
+                    if len(waiting) > self.prefetch:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
