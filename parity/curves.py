@@ -415,8 +415,8 @@ class Side:
     def step(self, batch: Batch) -> Any:
         """Make one step and return the trainer's StepResult."""
         return self.trainer.step(
-            self.backend.images(batch.images, self.dtype),
-            self.backend.labels(batch.labels),
+            self.backend.array(batch.images, self.dtype),
+            self.backend.array(batch.labels, self.dtype),
         )
 
     def parameters(self) -> Arrays:
@@ -532,7 +532,7 @@ class Judge:
         numpy = Backend.load("numpy")
         model = build_model(self.recipe, numpy)
         model.load_state_dict(before["model"])
-        images = numpy.images(batch.images, self.recipe.dtype)
+        images = numpy.array(batch.images, self.recipe.dtype)
         masks = KeyedMasks(self.recipe.seed, before["step"])
         network = self._network(before, batch, intermediates=True)
         for name, array in model.intermediates(images, masks).items():
@@ -545,16 +545,19 @@ class Judge:
     ) -> Reference:
         """Return the reference of loss and gradients, or of what flows forward."""
         masks = SharedMasks(self.recipe.seed).at(before["step"])
-        labels = torch.from_numpy(batch.labels)
 
-        def function(images: Tensor, **parameters: Tensor) -> dict[str, Tensor]:
+        def function(
+            images: Tensor, targets: Tensor, **parameters: Tensor
+        ) -> dict[str, Tensor]:
             record: dict[str, Tensor] | None = {} if intermediates else None
             logits = functional_call(self.twin, parameters, (images, masks, record))
-            return record if record is not None else {"loss": self.loss(logits, labels)}
+            if record is not None:
+                return record
+            return {"loss": self.loss(logits, targets)}
 
         return reference(
             function,
-            {"images": batch.images, **before["model"]},
+            {"images": batch.images, "targets": batch.labels, **before["model"]},
             dtype=self.dtype,
             differentiate=() if intermediates else list(before["model"]),
             cotangents=None if intermediates else {"loss": torch.tensor(1.0)},

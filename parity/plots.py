@@ -45,7 +45,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     ModuleNotFoundError
         If matplotlib is not installed.
     """
-    figures, matplotlib = _matplotlib()
+    matplotlib, figures, ticker = _matplotlib()
     c = comparison
     steps = np.arange(1, c.steps + 1)
     if c.verdict is None:
@@ -121,6 +121,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
                 color=ALARM,
             )
         lower.set_yscale("log")
+        lower.yaxis.set_minor_formatter(ticker.NullFormatter())
         lower.set_ylim(bottom=floor)
         lower.set_xlim(1, c.steps)
         lower.set_ylabel("relative difference\nof the loss")
@@ -134,9 +135,11 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         figure.savefig(path)
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def _matplotlib() -> tuple[Any, Any, Any]:
     try:
-        return import_module("matplotlib.figure"), import_module("matplotlib")
+        matplotlib = import_module("matplotlib")
+        figures = import_module("matplotlib.figure")
+        return matplotlib, figures, import_module("matplotlib.ticker")
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "a plot needs matplotlib, which is not installed; "

@@ -74,14 +74,14 @@ class Backend:
         """Return a module of the package: ``'optim'`` is `vit_numpy.optim`, say."""
         return import_module(f"vit_{self.name}.{name}")
 
-    def images(self, images: NDArray[np.float32], dtype: str) -> Any:
-        """Return a batch as this backend's array, in one of its dtypes."""
-        array = images.astype(dtype, copy=False)
-        return array if self.name == "numpy" else _torch().from_numpy(array)
+    def array(self, values: NDArray[Any], dtype: str) -> Any:
+        """Return images or targets as this backend's array.
 
-    def labels(self, labels: NDArray[np.int64]) -> Any:
-        """Return labels as this backend's array."""
-        return labels if self.name == "numpy" else _torch().from_numpy(labels)
+        Floating-point numbers get the dtype; labels stay integers.
+        """
+        if values.dtype.kind == "f":
+            values = values.astype(dtype, copy=False)
+        return values if self.name == "numpy" else _torch().from_numpy(values)
 
     def numpy(self, values: Any) -> NDArray[Any]:
         """Return one of this backend's arrays as NumPy's, without a copy."""
@@ -249,8 +249,8 @@ def train(
                 started = time.perf_counter()
                 try:
                     result = trainer.step(
-                        backend.images(batch.images, recipe.dtype),
-                        backend.labels(batch.labels),
+                        backend.array(batch.images, recipe.dtype),
+                        backend.array(batch.labels, recipe.dtype),
                     )
                 except FloatingPointError as error:
                     raise FloatingPointError(
@@ -314,7 +314,7 @@ def predict(
     stream = BatchStream(part, EVALUATION_BATCH, 0, shuffle=False, mean=mean, std=std)
     return np.concatenate(
         [
-            backend.numpy(run(model, backend.images(batch.images, dtype)))
+            backend.numpy(run(model, backend.array(batch.images, dtype)))
             for batch in stream.epoch(0)
         ]
     )

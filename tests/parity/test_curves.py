@@ -57,6 +57,14 @@ def test_lockstep_stays_within_the_bound(dtype, resync, dataset):
     assert found.free.loss["torch"] == found.lockstep.loss["torch"]
 
 
+def test_mixed_batches_are_judged_too(dataset):
+    recipe = small("float32", augment=[{"name": "flip"}, {"name": "mixup"}])
+    found = curves.compare(recipe, dataset, 2, judged=2)
+    assert found.diverged_at is None
+    plain = curves.run_free(small("float32"), dataset, 2)[0]
+    assert plain.loss["numpy"][0] != found.free.loss["numpy"][0]
+
+
 def test_sgd_is_judged_too(dataset):
     recipe = small("float32").replace({"schedule.warmup_steps": 0})
     tables = recipe.to_dict()
