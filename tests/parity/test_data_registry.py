@@ -276,10 +276,10 @@ def test_idx_pair(tmp_path):
     assert read_idx(tmp_path / "train-images-idx3-ubyte").shape == (4,)
 
 
-def test_works_with_numpy_alone():
+def test_works_without_the_extras():
     code = (
         "import sys\n"
-        "for name in ('torch', 'torchvision', 'tqdm', 'PIL', 'safetensors'):\n"
+        "for name in ('torch', 'torchvision', 'tqdm', 'PIL', 'threadpoolctl'):\n"
         "    sys.modules[name] = None\n"
         "from parity.data import BatchStream, load\n"
         "dataset = load('mnist-subset')\n"
