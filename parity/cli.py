@@ -35,6 +35,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "parity.commands.curves",
         "train a recipe in both backends, and say whether and where they part",
     ),
+    "bench": (
+        "parity.commands.bench",
+        "time training, inference and layers side by side in every backend",
+    ),
     "all": (
         "parity.commands.all",
         "check, move weights both ways, compare curves; write it all to a folder",
@@ -75,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else BAD_INPUT
     except KeyboardInterrupt:
-        print("parity: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
@@ -86,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (ValueError, TypeError, OSError) as error:
         return _refuse(str(error))
+    except Exception as error:
+        # Libraries that clean up when interrupted may fail at it, and hide why.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted()
+        raise
 
 
 def _run(arguments: list[str]) -> int:
@@ -112,6 +120,11 @@ def _run(arguments: list[str]) -> int:
     command.add_arguments(subparser)
     status: int = command.run(subparser.parse_args(arguments[1:]))
     return status
+
+
+def _interrupted() -> int:
+    print("parity: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _refuse(message: str) -> int:

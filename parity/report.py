@@ -94,7 +94,7 @@ def describe(result: PairResult) -> str:
                 f"{f.finding.check} {f.finding.tensor}".strip() for f in plain[_SHOWN:]
             )
             lines.append(f"  also: {', '.join(others)}")
-        if any(failure.finding.check not in _OF_PAIRS for failure in group):
+        if any(f.finding.check not in _OF_PAIRS for f in group if f.run is None):
             lines.append(f"  smallest case   {_case_line(case)}")
         lines.append(f"  reproduce       {command(first)}")
     return "\n".join(lines)
@@ -102,20 +102,12 @@ def describe(result: PairResult) -> str:
 
 def command(failure: Failure) -> str:
     """Return the command that shows a failure again."""
-    return shlex.join(
-        [
-            "parity",
-            "check",
-            "--layer",
-            failure.pair,
-            "--dtype",
-            failure.dtype,
-            "--seed",
-            str(failure.case.seed),
-            "--case",
-            failure.case.to_json(),
-        ]
-    )
+    words = ["parity", "check", "--layer", failure.pair, "--dtype", failure.dtype]
+    if failure.run is not None:
+        examples, seed = failure.run
+        return shlex.join([*words, "--examples", str(examples), "--seed", str(seed)])
+    seed = failure.case.seed
+    return shlex.join([*words, "--seed", str(seed), "--case", failure.case.to_json()])
 
 
 def _case_line(case: Case) -> str:

@@ -77,12 +77,22 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """A finding that is a mismatch, with the smallest case that shows it."""
+    """A finding that is a mismatch, with the smallest case that shows it.
+
+    Attributes
+    ----------
+    pair, dtype : str
+    case : Case
+    finding : Finding
+    run : (int, int), optional
+        Examples and seed of the run, where no single case shows the failure.
+    """
 
     pair: str
     dtype: str
     case: Case
     finding: Finding
+    run: tuple[int, int] | None = None
 
 
 @dataclass
@@ -205,11 +215,15 @@ def run_pair(
                 break
         if last is not None:
             findings = judge_pair(pair, last)
-            if not result.failures:
-                findings += _visible(result)
-            result.add(findings)
+            seen = [] if result.failures else list(_visible(result))
+            result.add(findings + seen)
             result.failures += [
                 Failure(pair.name, dtype, last, f) for f in findings if f.failed
+            ]
+            result.failures += [
+                Failure(pair.name, dtype, last, f, (examples, seed))
+                for f in seen
+                if f.failed
             ]
     result.seconds = time.perf_counter() - started
     return result

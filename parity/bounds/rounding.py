@@ -126,13 +126,13 @@ def _index_put(call: Operation) -> Tensor | None:
 
 
 def _addition(call: Operation) -> Tensor:
-    """A sum, and before it the product with ``alpha``, which need not be fused."""
+    """Add, after multiplying by ``alpha``, which need not be fused."""
     scale: Tensor = call.out.abs()
     alpha = call.kwargs.get("alpha", 1)
     if _is_power_of_two(alpha):
         return scale
     scaled = call.args[0 if _name(call.op) == "rsub" else 1]
-    return scale + abs(alpha) * abs(scaled)
+    return scale.add_(abs(alpha) * abs(scaled))
 
 
 def _scaling(call: Operation) -> Tensor | None:

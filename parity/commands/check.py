@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from parity.cli import AGREE, MISMATCH
+from parity.data.cache import cache_folder
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
 
@@ -53,6 +54,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--json must be in a folder that exists, got {args.json}; make it first"
         )
+    # Hypothesis keeps notes, by default in a folder where the user happens to be.
+    os.environ.setdefault(
+        "HYPOTHESIS_STORAGE_DIRECTORY", str(cache_folder() / "hypothesis")
+    )
     from parity.pairs import PAIRS
     from parity.report import describe, summary, table, write_json
     from parity.runs import EXAMPLES, run_case, run_pairs

@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and returns."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -130,14 +131,45 @@ def test_bad_usage_is_one_line_and_status_2(capsys, arguments, words):
     assert words in err
 
 
-def test_interrupt_is_one_line_and_status_130(capsys, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
 
+
+def interrupted_while_cleaning_up(*args, **kwargs):
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("interrupted", [interrupted, interrupted_while_cleaning_up])
+def test_interrupt_is_one_line_and_status_130(capsys, monkeypatch, interrupted):
     monkeypatch.setattr("parity.runs.run_pairs", interrupted)
     status, _, err = run(capsys, "check")
     assert status == 130
     assert err.count("\n") == 1
+
+
+def test_blind_gradient_is_reported_with_the_run_that_shows_it(capsys, monkeypatch):
+    row = next(row for row in pairs.PAIRS if row.name == "attention_pool")
+    monkeypatch.setattr(pairs, "PAIRS", (replace(row, blind=()),))
+    status, out, _ = run(capsys, "check", "--dtype", "float64", "--seed", "5")
+    assert status == 1
+    assert "visible: d_kv.bias" in out
+    assert "--examples 42 --seed 5" in out
+    assert "--case" not in out
+
+
+def test_nothing_is_left_in_the_users_folder(tmp_path):
+    command = [sys.executable, "-m", "parity", "check", "--layer", "relu"]
+    environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    here = tmp_path / "here"
+    here.mkdir()
+    done = subprocess.run(
+        [*command, "--examples", "14", "--workers", "1"], cwd=here, env=environment
+    )
+    assert done.returncode == 0
+    assert list(here.iterdir()) == []
 
 
 def test_missing_extra_is_named(capsys, monkeypatch):
@@ -163,7 +195,7 @@ def test_demo_finds_the_defect_and_leaves_no_trace(capsys):
 def test_help_imports_neither_torch_nor_hypothesis():
     code = (
         "import sys; from parity.cli import main; main(['--help']); "
-        "sys.exit(bool({'torch', 'hypothesis', 'vit_numpy'} & sys.modules.keys()))"
+        "sys.exit(bool({'torch', 'hypothesis'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
