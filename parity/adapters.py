@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parity.bounds import register_decomposition
 from parity.masks import TorchMasks
-from parity.pair import Arrays, Candidate, Pair, Problem, Vjp, construct
+from parity.pair import Arrays, Candidate, Pair, Problem, Vjp, construct, load
 from parity.strategies import Array, Case, generator, numbers, parameter
 
 
@@ -206,6 +206,36 @@ def clip_problem(pair: Pair, case: Case) -> Problem:
 
     inputs = {name: numbers(case, name) for name in names}
     return Problem(inputs, candidate, function, differentiate=False)
+
+
+def function_problem(pair: Pair, case: Case) -> Problem:
+    """Compare two functions of one array; PyTorch's gets the configuration too.
+
+    The candidate's backward is the function ``<its name>_backward(dy, y)`` beside it;
+    without one only outputs are compared.
+    """
+    forward = pair.load_candidate()
+    backward = load(f"{pair.candidate}_backward", None)
+    twin = pair.load_reference()
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        y = forward(inputs["x"])
+
+        def vjp(cotangents: Arrays) -> Arrays:
+            return {"x": backward(cotangents["out"], y)}
+
+        return {"out": y}, vjp
+
+    def function(x: Tensor) -> Tensor:
+        out: Tensor = twin(x, **case.config)
+        return out
+
+    return Problem(
+        {"x": numbers(case, "x")},
+        candidate,
+        function,
+        differentiate=backward is not None,
+    )
 
 
 def table_problem(pair: Pair, case: Case) -> Problem:

@@ -146,7 +146,13 @@ def construct(factory: Any, arguments: Mapping[str, Any]) -> Any:
     return factory(**given)
 
 
-def load(path: str) -> Any:
-    """Return what 'module:name' stands for."""
+_REQUIRED = object()
+
+
+def load(path: str, default: Any = _REQUIRED) -> Any:
+    """Return what 'module:name' stands for, or the default if the module has none."""
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    found = getattr(import_module(module), name, default)
+    if found is _REQUIRED:
+        raise ValueError(f"{module} has no {name!r}; write 'module:name'")
+    return found

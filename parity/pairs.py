@@ -15,6 +15,7 @@ from hypothesis.strategies import DrawFn
 
 from parity.adapters import (
     clip_problem,
+    function_problem,
     loss_problem,
     module_problem,
     optimizer_problem,
@@ -37,6 +38,11 @@ def _tokens(draw: DrawFn, regime: str, dim: int) -> dict[str, Shape]:
 
 def _any_shape(draw: DrawFn, regime: str) -> Configuration:
     return {}, _tokens(draw, regime, draw(width()))
+
+
+def _softmax(draw: DrawFn, regime: str) -> Configuration:
+    # Of a single class the gradient is zero whatever goes in.
+    return {"dim": -1}, _tokens(draw, regime, draw(st.integers(2, 17)))
 
 
 def _linear(draw: DrawFn, regime: str) -> Configuration:
@@ -378,6 +384,22 @@ PAIRS: tuple[Pair, ...] = (
         "LayerNorm",
         _layer_norm,
         refused=({"dim": 0}, {"dim": 4, "eps": 0.0}, {"dim": "4"}),
+    ),
+    Pair(
+        name="softmax",
+        candidate="vit_numpy.functional:softmax",
+        reference="torch:softmax",
+        draw=_softmax,
+        problem=function_problem,
+        mirrored=False,
+    ),
+    Pair(
+        name="erf",
+        candidate="vit_numpy.functional:erf",
+        reference="torch.special:erf",
+        draw=_any_shape,
+        problem=function_problem,
+        mirrored=False,
     ),
     _layer("relu", "layers.activation", "ReLU", _any_shape),
     _layer(

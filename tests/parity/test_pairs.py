@@ -32,6 +32,8 @@ def test_each_public_layer_has_exactly_one_row():
     } - {"Loss"}
     optimizers = public_classes(optim, optim.Optimizer) - {"Optimizer"}
     expected = [
+        "softmax",
+        "erf",
         *layers.__all__,
         *losses,
         *optimizers,
