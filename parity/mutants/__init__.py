@@ -127,8 +127,7 @@ def run_mutants(
 ) -> Outcome:
     """Judge the mutants of the package by the cases of some pairs.
 
-    Must run in a process in which `vit_numpy` was not imported yet, and on a system
-    that can fork.
+    Needs a system that can fork. What the process imported of `vit_numpy` is forgotten.
 
     Parameters
     ----------
@@ -156,7 +155,7 @@ def run_mutants(
     ValueError
         If the package fails a check before it is mutated.
     RuntimeError
-        If the package was imported in this process.
+        If a module that takes part holds on to something of the package.
     """
     tree = Tree(package_root())
     started = time.perf_counter()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from parity.checks import CHECKS, CandidateError, judge_pair
 from parity.mutants.cases import Lines, Prepared
-from parity.mutants.tree import PACKAGE, Tree
+from parity.mutants.tree import PACKAGE, Tree, forget
 from parity.pair import Pair
 from parity.runs import one_thread
 
@@ -114,13 +114,10 @@ def judge_changes(
     Raises
     ------
     RuntimeError
-        If the package was imported in this process before.
+        If a module that takes part holds on to something of the package, of which a
+        child would then run the original.
     """
-    if PACKAGE in sys.modules:
-        raise RuntimeError(
-            f"{PACKAGE} was imported before its mutants were forked; "
-            "start from a new process"
-        )
+    _forget_package()
     by_name = {pair.name: pair for pair in pairs}
     ordered = sorted(prepared, key=lambda p: p.seconds)
     verdicts: dict[int, Verdict] = {}
@@ -147,6 +144,22 @@ def judge_changes(
         for child in running.values():
             child.end()
     return [verdicts[number] for number in range(len(changes))]
+
+
+def _forget_package() -> None:
+    """Remove the package from this process, which is about to fork."""
+    forget()
+    for name, module in list(sys.modules.items()):
+        # Data sets draw their augmentations with it; no check runs them.
+        if not name.startswith("parity.") or name.startswith("parity.data."):
+            continue
+        for attribute, value in vars(module).items():
+            owner = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+            if str(owner).partition(".")[0] == PACKAGE:
+                raise RuntimeError(
+                    f"{name} must import {PACKAGE} inside its functions for mutants "
+                    f"to be judged by it, but holds {attribute}"
+                )
 
 
 class _Child:
