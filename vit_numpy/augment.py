@@ -111,7 +111,9 @@ class Mix:
         own = np.ones(len(images))
         for place, transform in enumerate(self.transforms):
             drawn = draw(transform, self.seed, epoch, indices, height, width, place)
-            drawn = [d if o == 1 else None for d, o in zip(drawn, own, strict=True)]
+            drawn = [
+                d if o == 1 else None for d, o in zip(drawn, own.tolist(), strict=True)
+            ]
             if isinstance(transform, MixUp):
                 images, shares = mix_up(images, partners, drawn)
             else:
@@ -301,15 +303,15 @@ def check_mixing(transforms: Sequence[Mixing]) -> None:
 
 
 def _working_dtype(images: Images) -> Any:
-    """Return the dtype to interpolate in: the images' own, if they have fractions."""
-    return images.dtype if images.dtype.kind == "f" else np.dtype(np.float32)
+    """Return the dtype to interpolate in: float32, or float64 where that is needed."""
+    return np.result_type(images.dtype, np.float32)
 
 
 def _like(values: Images, images: Images) -> Images:
     """Return interpolated values in the images' dtype, rounded to even if need be."""
-    if images.dtype.kind == "f":
-        return values
-    return np.rint(values, out=values).astype(images.dtype)
+    if images.dtype.kind != "f":
+        np.rint(values, out=values)
+    return values.astype(images.dtype, copy=False)
 
 
 def _cut(

@@ -115,7 +115,9 @@ class Mix:
         own = torch.ones(len(images), dtype=torch.float64, device=images.device)
         for place, transform in enumerate(self.transforms):
             drawn = draw(transform, self.seed, epoch, indices, height, width, place)
-            drawn = [d if o == 1 else None for d, o in zip(drawn, own, strict=True)]
+            drawn = [
+                d if o == 1 else None for d, o in zip(drawn, own.tolist(), strict=True)
+            ]
             if isinstance(transform, MixUp):
                 images, shares = mix_up(images, partners, drawn)
             else:

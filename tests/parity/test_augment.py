@@ -13,7 +13,7 @@ EXACT = {
     "flip": {},
     "vertical_flip": {},
     "pad_crop": {"padding": 3},
-    "translation": {"fraction": 0.4},
+    "translation": {"fraction": 1.0},
     "random_erasing": {"p": 0.8, "fill": 93},
 }
 INTERPOLATING = {
