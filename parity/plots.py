@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
+
+from vit_numpy.config import check_choice
 
 if TYPE_CHECKING:
     from parity.curves import Comparison
@@ -14,6 +23,9 @@ if TYPE_CHECKING:
 # Blue and orange are told apart by everybody (Okabe, Ito 2008).
 NUMPY, TORCH, BAND, INK = "#0072B2", "#E69F00", "#C9CDD2", "#3C4248"
 ALARM = "#B3261E"
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6B6B6B")
+
+_METRICS = "metrics.jsonl"
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -45,15 +57,14 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     ModuleNotFoundError
         If matplotlib is not installed.
     """
-    matplotlib, figures, ticker = _matplotlib()
     c = comparison
     steps = np.arange(1, c.steps + 1)
     if c.verdict is None:
         shown = f"loss equal to {max(c.free.relative_difference):.1e}"
     else:
         shown = f"a judged step uses ≤ {c.verdict.max_bound_used:.2f} of its bound"
-    with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=(7.2, 5.4), layout="constrained")
+    with styled() as new_figure:
+        figure = new_figure(figsize=(7.2, 5.4), layout="constrained")
         upper, lower = figure.subplots(
             2, 1, sharex=True, height_ratios=(3, 2), gridspec_kw={"hspace": 0.06}
         )
@@ -121,7 +132,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
                 color=ALARM,
             )
         lower.set_yscale("log")
-        lower.yaxis.set_minor_formatter(ticker.NullFormatter())
+        lower.yaxis.set_minor_formatter("")
         lower.set_ylim(bottom=floor)
         lower.set_xlim(1, c.steps)
         lower.set_ylabel("relative difference\nof the loss")
@@ -131,17 +142,291 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2
         )
         figure.align_ylabels()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save(figure, path)
 
 
-def _matplotlib() -> tuple[Any, Any, Any]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a run, finished or in progress.
+
+    Parameters
+    ----------
+    path : Path
+        The folder of a run, or its ``metrics.jsonl``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a line other than the last is no record.
+    """
+    file = path / _METRICS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} holds no {_METRICS}; give the folder of a run, "
+            "as scripts/train.py makes it"
+        )
+    lines = file.read_text("utf-8", errors="replace").splitlines()
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("no object")
+        except ValueError:
+            if number == len(lines):
+                # A run in progress may be writing it just now.
+                continue
+            raise ValueError(f"{file}: line {number} is no record of a run") from None
+        records.append(record)
+    return records
+
+
+def run_curves(
+    metrics: Sequence[Mapping[str, Any]],
+    name: str = "training",
+    smooth: int | None = None,
+) -> Any:
+    """Draw loss and accuracy of one run, finished or in progress.
+
+    Parameters
+    ----------
+    metrics : sequence of dict
+        Its records, as `read_metrics` returns them.
+    name : str
+        For the title.
+    smooth : int, optional
+        As `compare_runs`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        `save` writes it.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If matplotlib is not installed.
+    ValueError
+        If no step is recorded.
+    """
+    return compare_runs({name: metrics}, smooth)
+
+
+def compare_runs(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    smooth: int | None = None,
+    by: str = "auto",
+    log_loss: bool = False,
+) -> Any:
+    """Draw loss and accuracy of several runs on one pair of axes.
+
+    Thin lines are the training batches; over them their mean over a window, centred and
+    smaller towards the ends, so that it neither lags nor invents. Dots are the test
+    images after each epoch.
+
+    Parameters
+    ----------
+    runs : dict of str to sequence of dict
+        The records of each run, by the name it shall have.
+    smooth : int, optional
+        Steps in the window; by default a fiftieth of the run's.
+    by : {'auto', 'epoch', 'step'}
+        What to lay along the axis. By default epochs where every run has finished one:
+        runs with different batch sizes have then seen as much at the same place.
+    log_loss : bool
+        Whether the axis of the loss is logarithmic.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If matplotlib is not installed.
+    ValueError
+        If a run has recorded no step, or none of its epochs is finished and `by` is
+        ``'epoch'``.
+    """
+    check_choice("by", by, ("auto", "epoch", "step"))
+    curves = {name: _Curve.of(name, records) for name, records in runs.items()}
+    finished = all(len(curve.epochs) for curve in curves.values())
+    if by == "epoch" and not finished:
+        name = next(name for name, curve in curves.items() if not len(curve.epochs))
+        raise ValueError(f"{name} has finished no epoch yet; use steps")
+    per_epoch = finished and by != "step"
+    single = len(curves) == 1
+    with styled() as new_figure:
+        figure = new_figure(
+            figsize=(7.6, 5.6 + 0.2 * len(curves)), layout="constrained"
+        )
+        loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
+        for colour, (name, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
+            window = smooth or max(1, len(curve.steps) // 50)
+            x, x_test = curve.places(per_epoch)
+            for axes, values, tested in (
+                (loss_axes, curve.loss, curve.test_loss),
+                (accuracy_axes, 100 * curve.accuracy, 100 * curve.test_accuracy),
+            ):
+                axes.plot(x, values, color=colour, lw=0.5, alpha=0.22)
+                axes.plot(x, centred_mean(values, window), color=colour, lw=1.1)
+                if len(tested):
+                    axes.plot(
+                        x_test,
+                        tested,
+                        color=INK if single else colour,
+                        lw=1.3,
+                        ls=(0, (1, 1.4)),
+                        marker="o",
+                        ms=4 if len(tested) < 40 else 2,
+                        markeredgecolor="white",
+                        markeredgewidth=0.5,
+                        zorder=3,
+                    )
+            loss_axes.plot([], [], color=colour, lw=3, label=f"{name} · {curve.result}")
+        loss_axes.set_ylabel("loss")
+        if log_loss:
+            loss_axes.set_yscale("log")
+        else:
+            loss_axes.set_ylim(bottom=0)
+        floor = _accuracy_floor(curves.values())
+        accuracy_axes.set_ylabel(f"accuracy, from {floor}%" if floor else "accuracy")
+        accuracy_axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}%")
+        accuracy_axes.set_ylim(bottom=floor, top=100.5)
+        accuracy_axes.set_xlabel("epoch" if per_epoch else "step")
+        accuracy_axes.set_xlim(left=0)
+        accuracy_axes.locator_params(axis="x", integer=True)
+        figure.legend(
+            loc="outside upper left",
+            handlelength=1.2,
+            title="Loss and accuracy",
+            alignment="left",
+            title_fontproperties={"weight": "bold", "size": 11},
+        )
+        figure.align_ylabels()
+        figure.supxlabel(
+            "line: training batches, thin as they were, bold their running mean"
+            "   ·   dots: test images after each epoch",
+            fontsize=8,
+            color="#767C82",
+        )
+    return figure
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What is drawn of one run: arrays of a value a step, and of a value an epoch."""
+
+    steps: NDArray[np.int64]
+    epoch_of_step: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    epochs: NDArray[np.int64]
+    step_of_epoch: NDArray[np.int64]
+    test_loss: NDArray[np.float64]
+    test_accuracy: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, name: str, records: Sequence[Mapping[str, Any]]) -> Self:
+        steps = [r for r in records if r.get("kind") == "step"]
+        epochs = [r for r in records if r.get("kind") == "epoch"]
+        if not steps:
+            raise ValueError(f"{name} has recorded no step yet; wait for the first")
+
+        def column(rows: list[Mapping[str, Any]], key: str) -> list[Any]:
+            missing = [row for row in rows if key not in row]
+            if missing:
+                raise ValueError(
+                    f"{name}: a {rows[0]['kind']} is recorded without {key!r}"
+                )
+            # A loss that is not a number leaves a gap.
+            return [math.nan if row[key] is None else row[key] for row in rows]
+
+        return cls(
+            np.array(column(steps, "step"), np.int64),
+            np.array(column(steps, "epoch"), np.int64),
+            np.array(column(steps, "loss"), np.float64),
+            np.array(column(steps, "accuracy"), np.float64),
+            np.array(column(epochs, "epoch"), np.int64),
+            np.array(column(epochs, "step"), np.int64),
+            np.array(column(epochs, "test_loss"), np.float64),
+            np.array(column(epochs, "test_accuracy"), np.float64),
+        )
+
+    def places(
+        self, per_epoch: bool
+    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+        """Return where steps and epochs stand on the axis."""
+        if not per_epoch:
+            return self.steps.astype(np.float64), self.step_of_epoch.astype(np.float64)
+        steps_per_epoch = self.step_of_epoch[0] / self.epochs[0]
+        return self.steps / steps_per_epoch, self.epochs.astype(np.float64)
+
+    @property
+    def result(self) -> str:
+        """The last test accuracy, and the best where that is another."""
+        if not len(self.epochs):
+            return f"step {self.steps[-1]}, no epoch finished yet"
+        last, best = self.test_accuracy[-1], int(self.test_accuracy.argmax())
+        text = f"{last:.2%} of the test images right after epoch {self.epochs[-1]}"
+        if self.test_accuracy[best] > last:
+            text += f" (best {self.test_accuracy[best]:.2%}, epoch {self.epochs[best]})"
+        return text
+
+
+def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return the mean of each value and those around it, as many on either side.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N,)
+    window : int
+        Values in a mean, at most; an even number counts as the next odd one. Towards
+        the ends it shrinks to what lies on both sides.
+    """
+    places = np.arange(len(values))
+    reach = np.minimum(window // 2, np.minimum(places, places[::-1]))
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    start, stop = places - reach, places + reach + 1
+    number = counts[stop] - counts[start]
+    total = sums[stop] - sums[start]
+    # Where nothing was a number there is a gap.
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+def _accuracy_floor(curves: Iterable[_Curve]) -> int:
+    """Return where the axis of accuracy begins, in percent: below every test result."""
+    tested = [x for curve in curves for x in curve.test_accuracy.tolist()]
+    lowest = min(tested, default=0.0)
+    return math.floor(lowest * 20) * 5 if lowest >= 0.8 else 0
+
+
+@contextmanager
+def styled() -> Iterator[Any]:
+    """Yield matplotlib's `Figure` class, in the project's style.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If matplotlib is not installed.
+    """
     try:
-        matplotlib = import_module("matplotlib")
-        figures = import_module("matplotlib.figure")
-        return matplotlib, figures, import_module("matplotlib.ticker")
+        matplotlib, figures = (
+            import_module(name) for name in ("matplotlib", "matplotlib.figure")
+        )
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "a plot needs matplotlib, which is not installed; "
             "install it with pip install 'vit-parity[plot]'"
         ) from None
+    with matplotlib.rc_context(STYLE):
+        yield figures.Figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure to a file of the kind that its name says, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -10,6 +10,27 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """An image that was taken for another class.
+
+    Attributes
+    ----------
+    index : int
+        Its row among the images.
+    true, predicted : int
+        Classes.
+    probability, true_probability : float
+        What the network gave the predicted class, and the true one.
+    """
+
+    index: int
+    true: int
+    predicted: int
+    probability: float
+    true_probability: float
+
+
+@dataclass(frozen=True)
 class Scores:
     """The scores of a classifier on N images of K classes.
 
@@ -57,6 +78,16 @@ class Scores:
             )
         return rows
 
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """Return (images, true class, predicted class), the most frequent first.
+
+        Only the wrong ones; equally frequent ones in the order of the classes.
+        """
+        wrong = self.confusion.copy()
+        np.fill_diagonal(wrong, 0)
+        found = [(int(wrong[t, p]), int(t), int(p)) for t, p in np.argwhere(wrong)]
+        return sorted(found, key=lambda row: (-row[0], row[1], row[2]))
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         return {
@@ -87,12 +118,7 @@ def score(
             f"logits must have shape ({len(labels)}, {classes}), a row an image and a "
             f"column a class, and at least one row, got {logits.shape}"
         )
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise ValueError(
-            f"logits must be finite, got {logits[row].max()} for image {row}; "
-            "the network has diverged, use an earlier checkpoint"
-        )
+    _check_finite(logits)
     wide = logits.astype(np.float64)
     own = np.take_along_axis(wide, labels[:, None], axis=1)
     earlier = np.arange(classes) < labels[:, None]
@@ -108,3 +134,60 @@ def score(
         confusion=confusion,
         class_names=class_names,
     )
+
+
+def probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the softmax of logits (N, K), in float64: rows sum to 1.
+
+    Raises
+    ------
+    ValueError
+        If a logit is not finite.
+    """
+    _check_finite(logits)
+    wide = logits.astype(np.float64)
+    e = np.exp(wide - wide.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
+    return shares
+
+
+def worst_mistakes(
+    logits: NDArray[np.floating[Any]], labels: NDArray[np.int64], count: int
+) -> list[Mistake]:
+    """Return up to `count` images that were most confidently taken for another class.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (N, K)
+    labels : ndarray of shape (N,)
+    count : int
+
+    Returns
+    -------
+    list of Mistake
+        The largest probability of a wrong class first.
+    """
+    shares = probabilities(logits)
+    predicted = logits.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    order = np.argsort(-shares[wrong, predicted[wrong]], kind="stable")
+    return [
+        Mistake(
+            index=int(i),
+            true=int(labels[i]),
+            predicted=int(predicted[i]),
+            probability=float(shares[i, predicted[i]]),
+            true_probability=float(shares[i, labels[i]]),
+        )
+        for i in wrong[order[:count]]
+    ]
+
+
+def _check_finite(logits: NDArray[np.floating[Any]]) -> None:
+    """Raise if the network has computed what cannot be ranked."""
+    if not np.isfinite(logits).all():
+        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise ValueError(
+            f"logits must be finite, got {logits[row].max()} for image {row}; "
+            "the network has diverged, use an earlier checkpoint"
+        )

@@ -5,14 +5,24 @@ python scripts/evaluate.py runs/network1-numpy/last.safetensors --backend torch
 """
 
 import argparse
+import csv
+import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from parity.data import load
+from parity.classifier import Classifier
+from parity.data import Dataset, load
+from parity.plots import save
 from parity.program import main_of, positive
-from parity.scores import Scores, score
+from parity.scores import Scores, score, worst_mistakes
+from parity.sheets import confusion_matrix, mistakes_sheet
 from parity.training import BACKENDS, Backend, check_fit, predict, replace_text
+
+# A table with more columns than this does not fit a terminal.
+MOST_COLUMNS = 25
+SHOWN_CONFUSIONS = 5
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,6 +39,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="write top1, top5, per_class, confusion (a row a true class), predictions",
     )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write confusion.csv, confusion.png, mistakes.png and scores.json there",
+    )
+    parser.add_argument(
+        "--mistakes",
+        type=positive,
+        default=24,
+        metavar="N",
+        help="the most confident mistakes to show (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -36,33 +59,73 @@ def run(args: argparse.Namespace) -> int:
     backend = Backend.load(args.backend)
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ValueError(f"the folder of --json {args.json} does not exist; make it")
-    checkpoint = backend.module("checkpoint")
-    model = checkpoint.from_pretrained(args.checkpoint)
-    header = checkpoint.load(args.checkpoint).header
-    name = args.data or header.get("metadata", {}).get("data")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {args.out}")
+    network = Classifier.open(args.checkpoint, backend)
+    name = args.data or network.data
     if name is None:
         raise ValueError(f"{args.checkpoint} names no data set; add --data NAME")
-    config = model.config
+    config = network.config
     dataset = load(name, image_size=config.image_hw, channels=config.in_chans)
     check_fit(dataset, config)
     backend.prepare()
     if args.threads:
         backend.set_threads(args.threads)
     # Images are normalised as they were in training, whatever they are.
-    normalisation = header.get("preprocessing", {})
-    logits = predict(model, backend, dataset.test, **normalisation)
-    scores = score(logits, dataset.test.labels, dataset.test.class_names)
+    part = dataset.test
+    logits = predict(network.model, backend, part, **network.normalisation)
+    scores = score(logits, part.labels, part.class_names)
     print(f"{args.checkpoint} in {backend.name} on {name}")
     print(report(scores))
+    found = scores.to_dict() | {"predictions": logits.argmax(axis=1).tolist()}
     if args.json is not None:
-        found = scores.to_dict() | {"predictions": logits.argmax(axis=1).tolist()}
-        replace_text(args.json, json.dumps(found, indent=1) + "\n")
+        write_json(args.json, found)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(args.out / "scores.json", found)
+        replace_text(args.out / "confusion.csv", table(scores))
+        draw(args.out, name, dataset, logits, scores, args.mistakes)
+        print(
+            f"\nconfusion.csv, confusion.png, mistakes.png, scores.json in {args.out}"
+        )
     return 0
+
+
+def draw(
+    folder: Path, name: str, dataset: Dataset, logits: Any, scores: Scores, count: int
+) -> None:
+    """Write the pictures."""
+    part = dataset.test
+    worst = worst_mistakes(logits, part.labels, count)
+    right = f"{scores.top1:.2%} of {len(part):,} test images right"
+    save(confusion_matrix(scores, f"{name}: {right}"), folder / "confusion.png")
+    rows = [mistake.index for mistake in worst]
+    images = part.take(rows).images[:]
+    wrong = len(part) - int(scores.confusion.trace())
+    title = f"{name}: the {len(worst)} most confident of {wrong:,} mistakes"
+    save(
+        mistakes_sheet(worst, images, part.class_names, title), folder / "mistakes.png"
+    )
+
+
+def write_json(path: Path, found: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+
+
+def table(scores: Scores) -> str:
+    """Return the confusion matrix as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["true class \\ predicted", *scores.class_names])
+    for name, counts in zip(scores.class_names, scores.confusion, strict=True):
+        writer.writerow([name, *counts.tolist()])
+    return file.getvalue()
 
 
 def report(scores: Scores) -> str:
     """Return the scores as text."""
-    width = max(len("class"), *(len(name) for name in scores.class_names))
+    names = scores.class_names
+    width = max(len("class"), *(len(name) for name in names))
     lines = [
         f"top-1 {scores.top1:.2%}   top-5 {scores.top5:.2%}   loss {scores.loss:.4f}",
         "",
@@ -75,14 +138,38 @@ def report(scores: Scores) -> str:
             f"{row['class']:<{width}}  {row['images']:6}  "
             f"{cells[0]:>9}  {cells[1]:>7}  {cells[2]:>7}"
         )
-    lines += ["", "true class by row, predicted by column:"]
-    largest = len(str(int(scores.confusion.max())))
-    for name, counts in zip(scores.class_names, scores.confusion, strict=True):
-        cells = [
-            f"{count:>{largest}}" if count else "·".rjust(largest) for count in counts
+    lines += [
+        "precision: of the images taken for the class, the share that are of it",
+        "recall: of the images of the class, the share taken for it",
+        "F1: 2 · precision · recall / (precision + recall)",
+    ]
+    if len(names) <= MOST_COLUMNS:
+        lines += ["", "true class by row, predicted by column:"]
+        lines += matrix(scores)
+    if worst := scores.confusions()[:SHOWN_CONFUSIONS]:
+        lines += ["", "most often confused:"]
+        most = len(str(worst[0][0]))
+        lines += [
+            f"{count:>{most}} of {names[true]} taken for {names[predicted]}"
+            for count, true, predicted in worst
         ]
-        lines.append(f"{name:<{width}}  {' '.join(cells)}")
     return "\n".join(lines)
+
+
+def matrix(scores: Scores) -> list[str]:
+    """Return the lines of the confusion matrix, zeros as dots."""
+    names = scores.class_names
+    short = max(len(name) for name in names) <= 4
+    heads = names if short else [str(k) for k in range(len(names))]
+    cell = max(len(str(int(scores.confusion.max()))), *(len(head) for head in heads))
+    # Long names head the rows alone; the columns are in the same order.
+    labels = names if short else [f"{k} {name}" for k, name in enumerate(names)]
+    width = max(len(label) for label in labels)
+    lines = [" " * width + "  " + " ".join(head.rjust(cell) for head in heads)]
+    for label, counts in zip(labels, scores.confusion, strict=True):
+        cells = [(str(count) if count else "·").rjust(cell) for count in counts]
+        lines.append(f"{label:<{width}}  {' '.join(cells)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class FolderImages:
         image_module, ops = _pillow()
         try:
             with image_module.open(path) as file:
-                picture = ops.exif_transpose(_eight_bit(file, image_module))
+                picture = ops.exif_transpose(eight_bit(file, image_module))
                 picture = picture.convert("RGB" if channels == 3 else "L")
                 bicubic = image_module.Resampling.BICUBIC
                 picture = ops.fit(picture, (width, height), method=bicubic)
@@ -132,7 +132,7 @@ def _pillow() -> tuple[Any, Any]:
     return Image, ImageOps
 
 
-def _eight_bit(picture: "Picture", image_module: Any) -> "Picture":
+def eight_bit(picture: "Picture", image_module: Any) -> "Picture":
     """Bring modes that ``convert`` clips or warns about to ones it converts well."""
     if picture.mode.startswith("I"):
         values = np.asarray(picture)

@@ -1,0 +1,152 @@
+"""A trained network, opened from its file in either backend, to be shown pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from parity.data import normalise
+from parity.training import Backend
+from vit_numpy.checkpoint import HEADER
+
+# The digits are white strokes on black, the clothes bright shapes on black.
+_STYLES = {"mnist": "digit", "mnist-subset": "digit", "fashion-mnist": "object"}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with its weights, and what its file says about it.
+
+    Attributes
+    ----------
+    path : Path
+    backend : Backend
+    model : VisionTransformer
+        Of `vit_numpy` or `vit_torch`; the latter in evaluation mode.
+    header : dict
+        That of the file; empty for a file of another library.
+    """
+
+    path: Path
+    backend: Backend
+    model: Any
+    header: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, backend: Backend) -> Self:
+        """Open any file that the backend's `from_pretrained` opens.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or it holds no network.
+        """
+        model = backend.module("checkpoint").from_pretrained(path)
+        if backend.name == "torch":
+            model.eval()
+        return cls(path, backend, model, read_header(path))
+
+    @property
+    def config(self) -> Any:
+        """The network's `ViTConfig`."""
+        return self.model.config
+
+    @property
+    def data(self) -> str | None:
+        """The data set that it was trained on, where the file names it."""
+        name = self.header.get("metadata", {}).get("data")
+        return name if isinstance(name, str) else None
+
+    @property
+    def style(self) -> str:
+        """How pictures are made like those that it was trained on.
+
+        One of `parity.pictures.STYLES`.
+        """
+        return _STYLES.get(self.data or "", "photo")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names; the numbers from 0 where the file has none."""
+        names = self.header.get("metadata", {}).get("class_names")
+        if isinstance(names, list) and len(names) == self.config.num_classes:
+            return tuple(str(name) for name in names)
+        return tuple(str(k) for k in range(self.config.num_classes))
+
+    @property
+    def normalisation(self) -> dict[str, list[float]]:
+        """`mean` and `std` that images were normalised by; empty where unknown."""
+        preprocessing = self.header.get("preprocessing") or {}
+        return {k: preprocessing[k] for k in ("mean", "std") if k in preprocessing}
+
+    def inputs(
+        self,
+        images: NDArray[np.uint8],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Any:
+        """Return images (B, C, H, W) as the network takes them, in its backend.
+
+        Parameters
+        ----------
+        images : ndarray of shape (B, C, H, W), uint8
+        mean, std : sequence of float, optional
+            A value a channel, of values in [0, 1], in place of the file's.
+
+        Raises
+        ------
+        ValueError
+            If neither the file nor the caller says what to normalise by.
+        """
+        given = {"mean": mean, "std": std}
+        chosen = self.normalisation | {k: v for k, v in given.items() if v is not None}
+        if missing := [name for name in given if name not in chosen]:
+            raise ValueError(
+                f"{self.path} does not say by which {' and '.join(missing)} images "
+                f"are normalised; add {' '.join(f'--{name}' for name in missing)}, "
+                "a number a channel"
+            )
+        pixels = normalise(images, chosen["mean"], chosen["std"])
+        weight = self.backend.numpy(self.model.patch_embed.proj.weight)
+        return self.backend.array(pixels, weight.dtype.name)
+
+    def logits(self, inputs: Any) -> NDArray[Any]:
+        """(B, C, H, W) -> (B, K), without dropout.
+
+        Raises
+        ------
+        ValueError
+            If the network has no head.
+        """
+        if not self.config.num_classes:
+            raise ValueError(
+                f"{self.path} holds a network without a head, which names no class; "
+                "give one with num_classes above 0"
+            )
+        run = self.backend.module("train").evaluate
+        return self.backend.numpy(run(self.model, inputs))
+
+    def attention_weights(self, inputs: Any) -> list[NDArray[Any]]:
+        """(B, C, H, W) -> (B, h, T, T) for each block; rows sum to 1."""
+        return [
+            self.backend.numpy(weights)
+            for weights in self.model.attention_weights(inputs)
+        ]
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file of this project's format, {} for any other file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(HEADER)
+    except SafetensorError:
+        return {}
+    header = json.loads(text) if text else {}
+    return header if isinstance(header, dict) else {}

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Draw where a network looks: each head of each block, and attention rollout.
+
+python scripts/attention_maps.py runs/network1-numpy/last.safetensors --index 7
+
+Writes attention.png and attention.npz, with the arrays `heads` (depth, heads, rows,
+columns), `rollout` (rows, columns) and `image` (C, H, W).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity.attention import head_maps, reader, rollout
+from parity.classifier import Classifier
+from parity.data import load
+from parity.pictures import BACKGROUNDS, STYLES, prepare
+from parity.plots import save
+from parity.program import main_of
+from parity.sheets import attention_sheet
+from parity.training import BACKENDS, Backend
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "picture", type=Path, nargs="?", help="a file, or else --data and --index"
+    )
+    parser.add_argument(
+        "--data", metavar="NAME", help="default: what the network was trained on"
+    )
+    parser.add_argument(
+        "--index", type=int, metavar="I", help="a test image of the data, from 0"
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numpy", help="default: %(default)s"
+    )
+    parser.add_argument("--style", choices=STYLES, help="of a picture: see predict.py")
+    parser.add_argument("--background", choices=BACKGROUNDS, default="auto")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help="to normalise by, a number a channel (default: the checkpoint's)",
+        )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("attention"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    if (args.picture is None) == (args.index is None):
+        raise ValueError("give either the file of a picture or --index I, not both")
+    network = Classifier.open(args.checkpoint, Backend.load(args.backend))
+    image, name = choose(args, network)
+    inputs = network.inputs(image[None], args.mean, args.std)
+    weights = network.attention_weights(inputs)
+    heads = head_maps(weights, network.config)[0]
+    flow = rollout(weights, network.config)[0]
+    title = f"{name}: what {reader(network.config)} attends to"
+    save(attention_sheet(image, heads, flow, title), args.out / "attention.png")
+    np.savez(args.out / "attention.npz", heads=heads, rollout=flow, image=image)
+    print(
+        f"{len(heads)} blocks of {heads.shape[1]} heads, in {args.backend} -> "
+        f"{args.out / 'attention.png'}, {args.out / 'attention.npz'}"
+    )
+    return 0
+
+
+def choose(args: argparse.Namespace, network: Classifier) -> tuple[Any, str]:
+    """Return the image (C, H, W), uint8, and its name."""
+    config = network.config
+    if args.picture is not None:
+        style = args.style or network.style
+        prepared = prepare(
+            args.picture, config.image_hw, config.in_chans, style, args.background
+        )
+        return prepared.pixels, args.picture.name
+    name = args.data or network.data
+    if name is None:
+        raise ValueError(f"{args.checkpoint} names no data set; add --data NAME")
+    dataset = load(name, image_size=config.image_hw, channels=config.in_chans)
+    images = dataset.test_images
+    expected = (config.in_chans, *config.image_hw)
+    if images.shape[1:] != expected:
+        raise ValueError(
+            f"{name} has images of shape {images.shape[1:]}, the network takes "
+            f"{expected}; choose other data"
+        )
+    if not 0 <= args.index < len(images):
+        raise ValueError(
+            f"--index must be 0 to {len(images) - 1}, the test images of {name}, "
+            f"got {args.index}"
+        )
+    label = dataset.class_names[dataset.test_labels[args.index]]
+    return images[args.index : args.index + 1][0], (
+        f"test image {args.index} of {name}, {label}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(run, parse))
