@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="by default the recipe's; for mnist the digits that ship",
     )
     parser.add_argument("--seed", type=int, metavar="S")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="of either backend (default 1, the fastest for small networks)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="PNG")
 
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe.replace({"data": data})
     if args.seed is not None:
         recipe = recipe.replace({"seed": args.seed})
-    comparison = measure(recipe, args.steps, args.resync, args.judge)
+    comparison = measure(recipe, args.steps, args.resync, args.judge, args.threads)
     print(table(comparison))
     print(summary(comparison))
     if args.json is not None:
@@ -80,13 +87,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    recipe: Recipe, steps: int, resync: int | None = None, judged: int | None = None
+    recipe: Recipe,
+    steps: int,
+    resync: int | None = None,
+    judged: int | None = None,
+    threads: int = 1,
 ) -> Comparison:
     """Compare a recipe in both backends, with a progress bar."""
     from parity.curves import JUDGED, compare
-    from parity.training import open_data
+    from parity.training import BACKENDS, Backend, open_data
 
     dataset = open_data(recipe)
+    for backend in BACKENDS:
+        Backend.load(backend).set_threads(threads)
     lockstep = resync is not None or recipe.dtype == "float32"
     with progress_bar("parity curves", steps * (1 + lockstep), "step") as advance:
         return compare(
