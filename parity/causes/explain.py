@@ -22,7 +22,7 @@ from torch import Tensor
 
 from parity.bounds import reference
 from parity.causes.catalogue import CAUSES, Cause
-from parity.causes.intercept import Intercept
+from parity.causes.intercept import Intercept, Site
 from parity.causes.layouts import layouts
 from parity.causes.numbers import (
     Compared,
@@ -40,12 +40,16 @@ from parity.strategies import Array, Case, cases
 _NUMERIC = ("forward", "dx", "d_params", "strided", "directional")
 
 # Cases drawn to tell causes apart, and the seconds after which no more are.
-_CASES = 10
+_CASES = 20
 _SECONDS = 2.0
 # Of those that fail, and of those that agree, so many are used.
-_FAILING, _AGREEING = 4, 2
+_FAILING, _AGREEING = 6, 2
 # Variants that pass the first comparison and are then given bounds of their own.
 _MEASURED = 8
+
+# Of two causes that fit, the one that says more comes first.
+_LAYOUT, _UNSPECIFIC = 1_000, 2_000
+_VAGUE = {"factor-missing", "activation-kind", "term-missing"}
 
 
 @dataclass(frozen=True)
@@ -211,18 +215,18 @@ class _Variant:
 
 
 def _intercepting(
-    function: Callable[..., Any], variant: OperatorVariant, only: int | None
-) -> tuple[Callable[..., Any], Callable[[], int]]:
-    answered = [0]
+    function: Callable[..., Any], variant: OperatorVariant, only: int | Site | None
+) -> tuple[Callable[..., Any], Callable[[], Intercept]]:
+    used = [Intercept()]
 
     def altered(**inputs: Tensor) -> Any:
         mode = Intercept({variant.operator: variant.rule}, only)
         with mode:
             outputs = function(**inputs)
-        answered[0] = mode.answered
+        used[0] = mode
         return outputs
 
-    return altered, lambda: answered[0]
+    return altered, lambda: used[0]
 
 
 def _evaluate(
@@ -487,7 +491,8 @@ class _Investigation:
     def _rounds(self, index: int) -> Iterator[Iterator[list[_Variant]]]:
         """Yield groups of variants, the simplest first; each has a version a case."""
         yield self._whole(index)
-        yield self._single(index)
+        yield self._single(index, by_site=True)
+        yield self._single(index, by_site=False)
 
     def _whole(self, index: int) -> Iterator[list[_Variant]]:
         evidence = self.evidence
@@ -497,11 +502,11 @@ class _Investigation:
             cause = "upstream-ignored" if detail == "ones" else "batch-division"
             if evidence[index].cotangents:
                 yield [
-                    _Variant(cause, "of the whole", f, 0, upstream) for f in functions
+                    _Variant(cause, "of the whole", f, _UNSPECIFIC, upstream)
+                    for f in functions
                 ]
-        for number, variant in enumerate(OPERATORS):
-            if survey.met[variant.operator]:
-                yield [self._operator(f, variant, None, number) for f in functions]
+        for rank, variant in self._applicable(survey, evidence[index]):
+            yield [self._operator(f, variant, rank) for f in functions]
         yield from self._layouts(survey)
         yield from self._updates(index)
         yield from self._configurations()
@@ -511,36 +516,53 @@ class _Investigation:
         self,
         function: Callable[..., Any],
         variant: OperatorVariant,
-        only: int | None,
-        number: int,
+        rank: int,
+        only: int | Site | None = None,
+        place: str = "",
     ) -> _Variant:
-        altered, answered = _intercepting(function, variant, only)
-        detail = variant.detail
-        if only is not None:
-            place = f"in call {only + 1} of {variant.operator}"
-            detail = f"{detail}, {place}" if detail else place
-        needed = 0 if only is None else only
+        altered, used = _intercepting(function, variant, only)
+        detail = ", ".join(part for part in (variant.detail, place) if part)
+        needed = only if isinstance(only, int) else 0
         return _Variant(
             variant.cause,
             detail,
             altered,
-            number,
-            altered=lambda: answered() > needed,
+            rank,
+            altered=lambda: used().answered > needed,
         )
 
-    def _single(self, index: int) -> Iterator[list[_Variant]]:
-        """Yield operator variants at single calls, where there are several."""
-        functions = [e.trial.problem.function for e in self.evidence]
-        survey = self._survey(self.evidence[index])
+    def _applicable(
+        self, survey: Intercept, evidence: _Evidence
+    ) -> Iterator[tuple[int, OperatorVariant]]:
+        """Yield the operator variants that can be, with their ranks."""
+        outputs_right = all(name[:2] == "d_" for name in evidence.wrong)
         for number, variant in enumerate(OPERATORS):
-            if survey.met[variant.operator] < 2:
-                continue
-            everywhere, answered = _intercepting(functions[index], variant, None)
+            # What is wrong in backward alone leaves the outputs right, and nothing else
+            # does.
+            backward = variant.way == "backward"
+            if survey.met[variant.operator] and backward == outputs_right:
+                yield number + _UNSPECIFIC * (variant.cause in _VAGUE), variant
+
+    def _single(self, index: int, *, by_site: bool) -> Iterator[list[_Variant]]:
+        """Yield operator variants at single places or calls, where there are several.
+
+        A place in the code is called again by each of a network's blocks.
+        """
+        functions = [e.trial.problem.function for e in self.evidence]
+        evidence = self.evidence[index]
+        for rank, variant in self._applicable(self._survey(evidence), evidence):
+            everywhere, used = _intercepting(functions[index], variant, None)
             probe = _Variant(variant.cause, "", everywhere, 0)
-            if self.evidence[index].evaluate(probe) is None or answered() < 2:
+            if evidence.evaluate(probe) is None or used().answered < 2:
                 continue
-            for only in range(min(answered(), 12)):
-                yield [self._operator(f, variant, only, number) for f in functions]
+            places: dict[int | Site, str] = {}
+            if not by_site:
+                for i in range(min(used().answered, 12)):
+                    places[i] = f"in call {i + 1} of {variant.operator}"
+            elif len(used().sites) > 1:
+                places |= {s: f"at {line}" for s, line in used().sites.items()}
+            for only, place in places.items():
+                yield [self._operator(f, variant, rank, only, place) for f in functions]
 
     def _layouts(self, survey: Intercept) -> Iterator[list[_Variant]]:
         """Yield layouts; those of other cases are found by their names."""
@@ -557,7 +579,7 @@ class _Investigation:
                     return _f(**(x | {n: c(x[n]) for n, c in _changes.items()}))
 
                 key = (layout.cause, layout.detail.split(" read as")[0])
-                versions[key] = _Variant(layout.cause, layout.detail, altered, 1000)
+                versions[key] = _Variant(layout.cause, layout.detail, altered, _LAYOUT)
             found.append(versions)
         for key in dict.fromkeys(k for versions in found for k in versions):
             yield [
@@ -593,7 +615,7 @@ class _Investigation:
                     trial.pair, replace(trial.case, config=config), trial.dtype
                 )
                 versions[detail] = _Variant(
-                    "configuration", detail, partial(_rebuilt, other), 2000
+                    "configuration", detail, partial(_rebuilt, other), 2 * _UNSPECIFIC
                 )
             known.append(versions)
         for detail in dict.fromkeys(d for versions in known for d in versions):
@@ -687,7 +709,9 @@ def _drawn(pair: Pair, case: Case) -> list[Case]:
 
     collect()
     # The first that is drawn is always the smallest.
-    return drawn[1:] + drawn[:1]
+    drawn = drawn[1:] + drawn[:1]
+    again = [replace(other, seed=other.seed + 1) for other in [case, *drawn]]
+    return [one for both in zip(drawn, again, strict=False) for one in both]
 
 
 def _ones(dy: Tensor, batch: int) -> Tensor:

@@ -9,8 +9,12 @@ user's own.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from linecache import getline
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -39,7 +43,34 @@ _SPELLINGS = {
     "swapaxes": "transpose",
     "__getitem__": "getitem",
 }
+_HERE = str(Path(__file__).parent)
+# Callers that tell one call of an operator from another.
+_DEPTH = 6
 ATTENTION = "scaled_dot_product_attention"
+
+
+Site = tuple[tuple[str, int], ...]
+"""A place in the code, with those that it is called from."""
+
+
+def _calling(frame: FrameType | None) -> tuple[Site, str]:
+    """Return where an operator is called, outside of torch, and that line of code."""
+    site: list[tuple[str, int]] = []
+    line = ""
+    while frame is not None and len(site) < _DEPTH:
+        code = frame.f_code
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module != "torch" and code.co_filename != __file__:
+            if code.co_filename.startswith(_HERE):
+                break
+            site.append((code.co_filename, frame.f_lasti))
+            where = f"{Path(code.co_filename).name}:{frame.f_lineno}"
+            text = getline(code.co_filename, frame.f_lineno).strip()
+            # A layer that only hands on to torch says less than the line that uses it.
+            if not line or "return F." in line:
+                line = f"{where}, `{text}`"
+        frame = frame.f_back
+    return tuple(site), line
 
 
 class Intercept(TorchFunctionMode):
@@ -53,26 +84,30 @@ class Intercept(TorchFunctionMode):
     ----------
     rules : mapping of str to callable, default none
         By name of the operator.
-    only : int, optional
-        The one call among those that a rule has an answer to; all by default.
+    only : int or Site, optional
+        The one call among those that a rule has an answer to, or all from one place in
+        the code; all by default.
 
     Attributes
     ----------
     answered : int
         Calls that a rule had an answer to.
+    sites : dict of Site to str
+        Where the answered calls came from, with the line of code.
     met : Counter of str
         All calls, by name.
     heads : set of int
-        Lengths of the second axis in attention.
+        Lengths of the second axis in softmax over (B, h, T, T).
     """
 
     def __init__(
-        self, rules: Mapping[str, Rule] | None = None, only: int | None = None
+        self, rules: Mapping[str, Rule] | None = None, only: int | Site | None = None
     ) -> None:
         super().__init__()
         self.rules = rules or {}
         self.only = only
         self.answered = 0
+        self.sites: dict[Site, str] = {}
         self.met: Counter[str] = Counter()
         self.heads: set[int] = set()
         self._masked: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -96,8 +131,9 @@ class Intercept(TorchFunctionMode):
             x, keep, _ = self._masked[id(args[0])]
             name, args, func = "dropout", (x, keep, args[1]), dropped
         self.met[name] += 1
-        if name == ATTENTION:
+        if name == "softmax" and args[0].ndim == 4:
             self.heads.add(args[0].shape[1])
+        if name == ATTENTION:
             with self:
                 return plain_attention(*args, **kwargs)
         rule = self.rules.get(name)
@@ -105,7 +141,9 @@ class Intercept(TorchFunctionMode):
         if answer is NotImplemented:
             return func(*args, **kwargs)
         self.answered += 1
-        if self.only is not None and self.answered - 1 != self.only:
+        site, line = _calling(sys._getframe(1))
+        self.sites.setdefault(site, line)
+        if self.only not in (None, self.answered - 1, site):
             return func(*args, **kwargs)
         return answer
 

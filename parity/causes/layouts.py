@@ -7,6 +7,7 @@ flows back through the change. So a wrong layout is found in forward and backwar
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -104,34 +105,37 @@ def _packings(
     inputs: Mapping[str, Tensor], parameters: set[str], heads: list[int]
 ) -> Iterator[LayoutVariant]:
     """Yield the orders in which the rows of fused projections may be taken."""
-    owners = {
-        name.removesuffix(".weight").removesuffix("weight")
-        for name in parameters
-        if name.endswith("weight") and inputs[name].ndim == 2
-    }
+    weights = [
+        name
+        for name in inputs
+        if name in parameters and "weight" in name and inputs[name].ndim == 2
+    ]
+    # Where some are called so, another whose shape fits is no fused projection.
+    fused_by_name = [n for n in weights if re.search(r"(qkv|kv|in_proj)", n)]
     groups: dict[int, list[list[str]]] = {}
-    for owner in sorted(owners):
-        weight = f"{owner}.weight" if f"{owner}.weight" in inputs else f"{owner}weight"
-        bias = weight.removesuffix("weight") + "bias"
+    for weight in fused_by_name or weights:
+        bias = weight.replace("weight", "bias")
         rows, columns = inputs[weight].shape
         fused = rows // columns if rows % columns == 0 else 0
         if fused in (2, 3):
             names = [weight] + ([bias] if bias in inputs else [])
             groups.setdefault(fused, []).append(names)
     for fused, members in groups.items():
-        for scope in [sum(members, [])] + (members if len(members) > 1 else []):
-            where = "" if len(members) == 1 or len(scope) > 2 else f" of {scope[0]}"
+        every = [name for names in members for name in names]
+        for scope in [every, *(members if len(members) > 1 else [])]:
+            where = "" if scope is every else f", of {scope[0]}"
             rows = inputs[scope[0]].shape[0]
+            if any(inputs[name].shape[0] != rows for name in scope):
+                continue
             for cause, detail, index in _orders(fused, rows, heads):
                 if torch.equal(index, torch.arange(rows)):
                     continue
-                if any(inputs[name].shape[0] != rows for name in scope):
-                    continue
-                yield LayoutVariant(
-                    cause,
-                    detail + where,
-                    {name: lambda w, _index=index: w[_index] for name in scope},  # type: ignore[misc]
-                )
+                changes: dict[str, Change] = {name: _taking(index) for name in scope}
+                yield LayoutVariant(cause, detail + where, changes)
+
+
+def _taking(index: Tensor) -> Change:
+    return lambda w: w[index]
 
 
 def _orders(
@@ -145,15 +149,17 @@ def _orders(
     for order in swaps if fused == 3 else ((1, 0),):
         said = ", ".join(letters[i] for i in order)
         yield "qkv-swapped", f"taken as {said}", grid[list(order)].flatten()
-    for h in [n for n in heads if width % n == 0] or _divisors(width):
+    known = [n for n in heads if width % n == 0]
+    for h in known or _divisors(width):
         d = width // h
+        split = "" if known else f" with {h} heads"
         names = (str(fused), "heads", "features")
         sizes = (fused, h, d)
         for axes in ((1, 0, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (0, 2, 1)):
             said = ", ".join(names[a] for a in axes)
             packed = torch.arange(rows).reshape([sizes[a] for a in axes])
             index = packed.permute([axes.index(a) for a in range(3)]).flatten()
-            yield "qkv-packing", f"taken as ({said})", index
+            yield "qkv-packing", f"taken as ({said}){split}", index
     half = torch.arange(rows).reshape(width, fused).mT.flatten()
     yield "qkv-packing", f"interleaved, (features, {fused})", half
 

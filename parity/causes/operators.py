@@ -43,12 +43,15 @@ class OperatorVariant:
     rule : callable
     detail : str
         What distinguishes it from others of the same cause.
+    way : {'both', 'forward', 'backward'}
+        Where it is wrong.
     """
 
     cause: str
     operator: str
     rule: Rule
     detail: str = ""
+    way: str = "both"
 
 
 def _everywhere(
@@ -77,8 +80,12 @@ def _everywhere(
 
     return [
         OperatorVariant(cause, operator, rule, detail),
-        OperatorVariant(cause, operator, forward_only, said("in forward only")),
-        OperatorVariant(cause, operator, backward_only, said("in backward only")),
+        OperatorVariant(
+            cause, operator, forward_only, said("in forward only"), "forward"
+        ),
+        OperatorVariant(
+            cause, operator, backward_only, said("in backward only"), "backward"
+        ),
     ]
 
 
@@ -642,11 +649,36 @@ def _over(x: Tensor, dim: int) -> Any:
     return torch.softmax(x, dim) if x.ndim >= -dim else NotImplemented
 
 
+def _over_both(x: Tensor, dim: int = -1, **options: Any) -> Any:
+    if x.ndim < 2:
+        return NotImplemented
+    return torch.softmax(x.flatten(-2), -1).view_as(x)
+
+
+def _not_normalised(x: Tensor, dim: int = -1, **options: Any) -> Tensor:
+    return torch.exp(x - x.amax(dim, keepdim=True))
+
+
 def _wrong_maximum(x: Tensor, dim: int = -1, **options: Any) -> Any:
     if x.ndim < 2 or dim % x.ndim != x.ndim - 1:
         return NotImplemented
     e = torch.exp(x - x.amax(-2, keepdim=True).detach())
     return e / e.sum(-1, keepdim=True)
+
+
+def _usual_softmax_backward(wrong: Rule) -> Rule:
+    """Apply the formula of backward to what a wrong forward computed."""
+
+    def rule(x: Tensor, dim: int = -1, **options: Any) -> Any:
+        y = wrong(x, dim, **options)
+        if y is NotImplemented:
+            return y
+        y = y.detach()
+        return swap(
+            y, regrade(x, lambda dy: y * (dy - (dy * y).sum(dim, keepdim=True)))
+        )
+
+    return rule
 
 
 def _softmax_slope(slope: Callable[[Tensor, int], Tensor]) -> Rule:
@@ -717,35 +749,22 @@ def _features_before_heads(x: Tensor, first: int, second: int) -> Any:
 
 def _attention() -> list[OperatorVariant]:
     variants: list[OperatorVariant] = []
-    for axis, where in ((-2, "the axis before the last"), (-3, "the heads")):
+    for cause, rule, detail in (
+        ("softmax-axis", lambda x, dim=-1, **_: _over(x, -2), "the axis before last"),
+        ("softmax-axis", lambda x, dim=-1, **_: _over(x, -3), "the heads"),
+        ("softmax-axis", lambda x, dim=-1, **_: torch.softmax(x, 0), "the batch"),
+        ("softmax-axis", _over_both, "the last two axes together"),
+        ("softmax-max-axis", _wrong_maximum, ""),
+        ("softmax-not-normalised", _not_normalised, ""),
+    ):
+        variants += _everywhere(cause, "softmax", rule, detail)
+        usual = "with the usual formula in backward"
         variants += _everywhere(
-            "softmax-axis",
+            cause,
             "softmax",
-            lambda x, dim=-1, _axis=axis, **_: _over(x, _axis),
-            where,
-        )
-    variants += _everywhere(
-        "softmax-axis",
-        "softmax",
-        lambda x, dim=-1, **_: torch.softmax(x, 0),
-        "the batch",
-    )
-    variants += _everywhere(
-        "softmax-axis",
-        "softmax",
-        lambda x, dim=-1, **_: (
-            torch.softmax(x.flatten(-2), -1).view_as(x)
-            if x.ndim > 1
-            else NotImplemented
-        ),
-        "the last two axes together",
-    )
-    variants += _everywhere("softmax-max-axis", "softmax", _wrong_maximum)
-    variants += _everywhere(
-        "softmax-not-normalised",
-        "softmax",
-        lambda x, dim=-1, **_: torch.exp(x - x.amax(dim, keepdim=True)),
-    )
+            _usual_softmax_backward(rule),
+            f"{detail}, {usual}" if detail else usual,
+        )[:1]
     for detail, rule in {
         "the diagonal y (1 - y) alone": _softmax_slope(lambda y, dim: y * (1 - y)),
         "y dy alone, without the sum": _softmax_slope(lambda y, dim: y),
@@ -1062,6 +1081,22 @@ def _mean_of(
     return rule
 
 
+def _mean_of_all(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    whole = x._base
+    if whole is None or whole.ndim != x.ndim or dim not in (1, (1,), [1]):
+        return NotImplemented
+    return whole.mean(1, keepdim=keepdim)
+
+
+def _sum_over_all_count(
+    x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any
+) -> Any:
+    whole = x._base
+    if whole is None or whole.ndim != x.ndim or dim not in (1, (1,), [1]):
+        return NotImplemented
+    return x.sum(1, keepdim=keepdim) / whole.shape[1]
+
+
 def _flattened_otherwise(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Any:
     if x.ndim != 3 or start_dim != 1:
         return NotImplemented
@@ -1090,6 +1125,12 @@ def _pooling() -> list[OperatorVariant]:
         "mean",
         _mean_of(lambda x, d, k: x.amax(d, keepdim=k)),
         "the largest",
+    )
+    variants += _everywhere(
+        "pooling", "mean", _mean_of_all, "all tokens, the prefix too"
+    )
+    variants += _everywhere(
+        "pooling", "mean", _sum_over_all_count, "divided by the number of all tokens"
     )
     variants += _everywhere(
         "pooling", "flatten", _flattened_otherwise, "features before tokens"

@@ -225,15 +225,12 @@ def linear_weight_averaged(original):
     return wrong
 
 
-@defect("patch_embed", patch_embed.PatchEmbed, "forward", "patch-order", "conv-layout")
-def patch_rows_and_columns(original):
-    def wrong(self, images):
-        weight = self.proj.weight
-        self.proj.weight = np.ascontiguousarray(weight.swapaxes(2, 3))
-        try:
-            return original(self, images)
-        finally:
-            self.proj.weight = weight
+@defect("patch_embed", patch_embed.PatchEmbed, "backward", "transposed", "conv-layout")
+def patch_gradient_transposed(original):
+    def wrong(self, dy, cache):
+        dx, grads = original(self, dy, cache)
+        grads["proj.weight"] = np.ascontiguousarray(grads["proj.weight"].swapaxes(2, 3))
+        return dx, grads
 
     return wrong
 
