@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,76 @@ def module_function(module: torch.nn.Module, **options: Any) -> Any:
     return function
 
 
+def intermediates_problem(pair: Pair, case: Case) -> Problem:
+    """Compare what two models show of themselves, forward and backward.
+
+    Their named intermediates, the gradients of these, and the attention weights.
+    """
+    model = construct(pair.load_candidate(), case.config)
+    twin = _Shown(construct(pair.load_reference(), case.config).eval())
+    parameters = parameters_of(model, case.seed)
+    classes = case.config["config"]["num_classes"]
+    upstream = generator(case.seed, "upstream").standard_normal(
+        (case.shapes["x"][0], classes)
+    )
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        x, dlogits = inputs["x"], inputs["upstream"]
+        model.to(x.dtype)
+        bind(model, {name: inputs[name] for name in parameters})
+        shown = dict(model.intermediates(x))
+        _, cache = model.forward(x)
+        gradients: Arrays = {}
+        model.backward(dlogits, cache, consume=True, record=gradients)
+        shown |= {f"gradient of {name}": dy for name, dy in gradients.items()}
+        for i, weights in enumerate(model.attention_weights(x)):
+            shown[f"attention_weights {i}"] = weights
+        return shown, lambda cotangents: {}
+
+    def function(
+        x: Tensor, upstream: Tensor, **parameters: Tensor
+    ) -> dict[str, Tensor]:
+        state = {f"model.{name}": value for name, value in parameters.items()}
+        state |= {name: b.to(x.dtype) for name, b in twin.named_buffers()}
+        shown: dict[str, Tensor] = torch.func.functional_call(
+            twin, state, (x, upstream)
+        )
+        return shown
+
+    return Problem(
+        inputs={"x": numbers(case, "x"), "upstream": upstream} | parameters,
+        candidate=candidate,
+        function=function,
+        parameters=frozenset(parameters),
+        differentiate=False,
+        batched=False,
+    )
+
+
+class _Shown(torch.nn.Module):
+    """A model of `vit_torch` as a function to what it shows of itself."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+        with torch.enable_grad():
+            shown: dict[str, Tensor] = self.model.intermediates(x.requires_grad_())
+            names = list(shown)
+            gradients = torch.autograd.grad(
+                shown["logits"], [shown[name] for name in names], upstream
+            )
+        result = dict(zip(names, (shown[n].detach() for n in names), strict=True))
+        result |= {
+            f"gradient of {name}": gradient
+            for name, gradient in zip(names, gradients, strict=True)
+        }
+        for i, weights in enumerate(self.model.attention_weights(x.detach())):
+            result[f"attention_weights {i}"] = weights
+        return result
+
+
 def loss_problem(pair: Pair, case: Case) -> Problem:
     """Compare two losses: ``targets`` in the configuration says of which kind."""
     config = dict(case.config)
@@ -186,6 +257,62 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
         state: dict[str, Tensor] = optimizer.state_dict()
         del state["step"]
         return parameters | state
+
+    return Problem(inputs, candidate, function, differentiate=False)
+
+
+def groups_problem(pair: Pair, case: Case) -> Problem:
+    """Compare two optimizers on a layer, its parameters grouped by their names.
+
+    The NumPy side has them in one flat buffer if the configuration says ``flat``, and
+    saves its state and goes on from it after every step if it says ``resumed``.
+    """
+    config = dict(case.config)
+    steps, decay = config.pop("steps"), config.pop("weight_decay")
+    flat, resumed = config.pop("flat"), config.pop("resumed")
+    layer = {name: config.pop(name) for name in ("dim", "hidden_dim")}
+    module = load("vit_numpy.layers.mlp:MLP")(**layer)
+    twin = load("vit_torch.layers.mlp:MLP")(**layer)
+    parameters = parameters_of(module, case.seed)
+    inputs = dict(parameters)
+    for step in range(steps):
+        for name, value in parameters.items():
+            rng = generator(case.seed + 1 + step, name)
+            inputs[f"gradient{step}.{name}"] = rng.standard_normal(value.shape)
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        optim = import_module("vit_numpy.optim")
+        module.to(inputs["fc1.weight"].dtype)
+        bind(module, {name: inputs[name].copy() for name in parameters})
+        if flat:
+            optim.flatten_parameters(module)
+
+        def make() -> Any:
+            groups = optim.param_groups(module, decay)
+            return pair.load_candidate()(groups, **config)
+
+        optimizer = make()
+        for step in range(steps):
+            optimizer.step({n: inputs[f"gradient{step}.{n}"] for n in parameters})
+            if resumed:
+                state = {n: a.copy() for n, a in optimizer.state_dict().items()}
+                optimizer = make()
+                optimizer.load_state_dict(state)
+        return module.state_dict(), lambda cotangents: {}
+
+    def function(**inputs: Tensor) -> dict[str, Tensor]:
+        optim = import_module("vit_torch.optim")
+        tensors = {name: inputs[name].clone() for name in parameters}
+        groups = [
+            group | {"params": [tensors[name] for name in group["names"]]}
+            for group in optim.param_groups(twin, decay)
+        ]
+        optimizer = pair.load_reference()(groups, **config)
+        for step in range(steps):
+            for name, tensor in tensors.items():
+                tensor.grad = inputs[f"gradient{step}.{name}"]
+            optimizer.step()
+        return tensors
 
     return Problem(inputs, candidate, function, differentiate=False)
 

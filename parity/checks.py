@@ -518,16 +518,18 @@ def _round_trip(pair: Pair, case: Case) -> Iterator[Finding]:
 
 
 def _initial(pair: Pair, case: Case) -> Iterator[Finding]:
-    """Compare what new parameters hold, where PyTorch's are not random."""
+    """Compare new parameters: PyTorch's where they are not random, zeros elsewhere."""
     if not pair.mirrored or not pair.problem(pair, case).parameters:
         return
     config = {k: v for k, v in case.config.items() if k != "masked"}
     ours = weights(construct(pair.load_candidate(), config))
     twins = [weights(construct(pair.load_reference(), config)) for _ in range(2)]
-    for name, value in twins[0].items():
-        if name in ours and np.array_equal(value, twins[1][name]):
-            differs = f"a new one holds {ours[name]}, in PyTorch {value}"
-            yield _same_bits("initial", name, ours[name], value, differs)
+    for name in twins[0].keys() & ours.keys():
+        value = twins[0][name]
+        random = not np.array_equal(value, twins[1][name])
+        expected = np.zeros_like(value) if random else value
+        differs = f"a new one must hold {expected.tolist()}, got {ours[name].tolist()}"
+        yield _same_bits("initial", name, ours[name], expected, differs)
 
 
 def _signature(pair: Pair, case: Case) -> Iterator[Finding]:
@@ -615,7 +617,7 @@ CHECKS = (
 )
 PAIR_CHECKS = (
     PairCheck("round_trip", "weights go to PyTorch and back unchanged", _round_trip),
-    PairCheck("initial", "new parameters, where not random, are equal", _initial),
+    PairCheck("initial", "new parameters are PyTorch's, or zero", _initial),
     PairCheck("signature", "the same parameters, order and defaults", _signature),
     PairCheck("errors", "the same error for the same bad input", _errors),
 )

@@ -16,6 +16,8 @@ from hypothesis.strategies import DrawFn
 from parity.adapters import (
     clip_problem,
     function_problem,
+    groups_problem,
+    intermediates_problem,
     loss_problem,
     module_problem,
     optimizer_problem,
@@ -298,6 +300,29 @@ def _adam(draw: DrawFn, regime: str) -> Configuration:
         "weight_decay": draw(st.sampled_from((0.0, 0.1))),
     }
     return config, _parameters(draw)
+
+
+def _groups(draw: DrawFn, regime: str) -> Configuration:
+    # Now and then more elements than an optimizer updates in one go.
+    large = draw(st.integers(0, 3)) == 3
+    config = {
+        "dim": 300 if large else draw(width()),
+        "hidden_dim": draw(st.integers(230, 240)) if large else draw(width()),
+        "steps": draw(st.integers(1, 3)),
+        "flat": draw(st.booleans()),
+        "resumed": draw(st.booleans()),
+        "lr": 0.1,
+        "weight_decay": draw(st.sampled_from((0.0, 0.1))),
+    }
+    return config, {}
+
+
+def _shown(draw: DrawFn, regime: str) -> Configuration:
+    config, shapes = _model(draw, regime)
+    del config["masked"]
+    # What a model without classes or a last norm returns is its pre-logits themselves.
+    config["config"]["num_classes"] = 3
+    return config, shapes
 
 
 def _clip(draw: DrawFn, regime: str) -> Configuration:
@@ -601,6 +626,15 @@ PAIRS: tuple[Pair, ...] = (
         regimes=_FOR_PARAMETERS,
         refused=({"params": [("w", _W)], "lr": "0.1"},),
     ),
+    Pair(
+        name="parameter_groups",
+        candidate="vit_numpy.optim:AdamW",
+        reference="vit_torch.optim:AdamW",
+        draw=_groups,
+        problem=groups_problem,
+        regimes=_NO_NUMBERS,
+        mirrored=False,
+    ),
     _layer(
         "clip_grad_norm",
         "optim",
@@ -621,6 +655,14 @@ PAIRS: tuple[Pair, ...] = (
         problem=schedule_problem,
         regimes=_NO_NUMBERS,
         dtypes=("float64",),
+        mirrored=False,
+    ),
+    Pair(
+        name="intermediates",
+        candidate="vit_numpy.model:VisionTransformer",
+        reference="vit_torch.model:VisionTransformer",
+        draw=_shown,
+        problem=intermediates_problem,
         mirrored=False,
     ),
     _layer(

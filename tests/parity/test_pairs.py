@@ -32,8 +32,8 @@ def test_each_public_layer_has_exactly_one_row():
     } - {"Loss"}
     optimizers = public_classes(optim, optim.Optimizer) - {"Optimizer"}
     expected = [
-        "softmax",
-        "erf",
+        # Functions that no layer runs, and two further uses of what has a row.
+        *("softmax", "erf", "AdamW", "VisionTransformer"),
         *layers.__all__,
         *losses,
         *optimizers,
