@@ -60,10 +60,9 @@ class Change:
 
     def seen_by(self, lines: Lines) -> bool:
         """Tell whether what runs these lines runs what is changed."""
-        return any(
-            file == self.file and (line in self.lines or not self.lines)
-            for file, line in lines
-        )
+        if self.lines:
+            return any((self.file, line) in lines for line in self.lines)
+        return any(file == self.file for file, _ in lines)
 
 
 @dataclass(frozen=True)
