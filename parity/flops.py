@@ -51,8 +51,8 @@ def _body(config: ViTConfig) -> int:
         # One query: projected, against the keys, over the values, projected, and MLP.
         terms += dim * dim + 2 * config.num_patches * (dim * dim + dim)
         terms += dim * dim + 2 * dim * hidden
-    if config.pre_logits is not None:
-        terms += features * config.pre_logits
-        features = config.pre_logits
     heads = 2 if config.distillation_token else 1
+    if config.pre_logits is not None:
+        terms += heads * features * config.pre_logits
+        features = config.pre_logits
     return 2 * (terms + heads * features * config.num_classes)

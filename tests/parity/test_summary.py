@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from parity.flops import forward_flops
 from parity.summary import summarise
 from vit_numpy.config import PRESETS, ViTConfig
 
@@ -50,6 +51,7 @@ def test_counts_are_those_of_the_model(changes):
     ):
         out = model(torch.zeros(3, 2, 8, 12))
     assert found.flops == counter.get_total_flops()
+    assert found.flops == forward_flops(config, 3)
     assert found.rows[-1].output == tuple(out.shape)
 
 
