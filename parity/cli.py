@@ -39,6 +39,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "parity.commands.bench",
         "time training, inference and layers side by side in every backend",
     ),
+    "convert": (
+        "parity.commands.convert",
+        "turn a checkpoint of any known family into one of this project's",
+    ),
+    "inspect": (
+        "parity.commands.inspect",
+        "say what a checkpoint holds",
+    ),
+    "data": (
+        "parity.commands.data",
+        "list the data sets, and fetch those that do not ship",
+    ),
     "all": (
         "parity.commands.all",
         "check, move weights both ways, compare curves; write it all to a folder",
