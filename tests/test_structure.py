@@ -27,7 +27,13 @@ TORCH_KEYWORDS = {"device", "compile", "amp", "fused"}
 NUMPY_KEYWORDS = {"grads", "consume"}
 NUMPY_METHODS = {"backward", "shard"}
 # Base classes and helpers in the place of what torch has built in, or lacks.
-NUMPY_NAMES = {"Loss", "Optimizer", "flatten_parameters", "num_shards"}
+NUMPY_NAMES = {
+    "Loss",
+    "Optimizer",
+    "combined_norm",
+    "flatten_parameters",
+    "num_shards",
+}
 TORCH_NAMES = {"dtype_name"}
 
 DEFINING = (

@@ -1,5 +1,6 @@
 """The Vision Transformer."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,7 +233,9 @@ class VisionTransformer(Module):
         cache: VisionTransformerCache,
         consume: bool = False,
         record: dict[str, Array] | None = None,
-    ) -> tuple[Array, Grads]:
+        input_grad: bool = True,
+        sink: Callable[[Grads], object] | None = None,
+    ) -> tuple[Array | None, Grads]:
         """(B, K) -> (B, C, H, W), and the gradients of all parameters.
 
         Parameters
@@ -245,6 +248,11 @@ class VisionTransformer(Module):
             second backward then.
         record : dict, optional
             Gets the gradients of what `intermediates` returns, under the same names.
+        input_grad : bool, default True
+            Whether the gradient of the images is wanted; None is returned else.
+        sink : callable, optional
+            Takes over the parameters' gradients, some at a time, as they are made; what
+            is returned is empty then.
 
         Raises
         ------
@@ -258,6 +266,7 @@ class VisionTransformer(Module):
                 "so run forward again"
             )
         grads: Grads = {}
+        hand_over = sink or grads.update
         if record is not None:
             record["logits"] = dlogits
         if self.head_dist is None:
@@ -268,8 +277,8 @@ class VisionTransformer(Module):
                 dlogits / 2, cache.c_head_dist
             )
             dx = np.stack([dx_cls, dx_dist], axis=1)
-            grads |= scoped("head_dist", g_head_dist)
-        grads |= scoped("head", g_head)
+            hand_over(scoped("head_dist", g_head_dist))
+        hand_over(scoped("head", g_head))
         if record is not None:
             record["pre_logits"] = dx
         dx, g_pre_logits = self.pre_logits.backward(dx, cache.c_pre_logits)
@@ -277,8 +286,8 @@ class VisionTransformer(Module):
         dx, _ = self.pool.backward(dx, cache.c_pool)
         dx, g_attn_pool = self.attn_pool.backward(dx, cache.c_attn_pool)
         dx, g_norm = self.norm.backward(dx, cache.c_norm)
-        grads |= scoped("pre_logits", g_pre_logits) | scoped("fc_norm", g_fc_norm)
-        grads |= scoped("attn_pool", g_attn_pool) | scoped("norm", g_norm)
+        hand_over(scoped("pre_logits", g_pre_logits) | scoped("fc_norm", g_fc_norm))
+        hand_over(scoped("attn_pool", g_attn_pool) | scoped("norm", g_norm))
         for i in reversed(range(len(self.blocks))):
             c_block = cache.c_blocks.pop() if consume else cache.c_blocks[i]
             branches: dict[str, Array] | None = None if record is None else {}
@@ -287,13 +296,16 @@ class VisionTransformer(Module):
             dx, g_block = self.blocks[i].backward(dx, c_block, branches)
             if record is not None and branches is not None:
                 record |= scoped(f"blocks.{i}", branches)
-            grads |= scoped(f"blocks.{i}", g_block)
+            hand_over(scoped(f"blocks.{i}", g_block))
         if record is not None:
             record["embedding"] = dx
         dx, _ = self.pos_drop.backward(dx, cache.c_pos_drop)
         dx, g_tokens = self._add_tokens_backward(dx)
-        dimages, g_patch_embed = self.patch_embed.backward(dx, cache.c_patch_embed)
-        return dimages, grads | g_tokens | scoped("patch_embed", g_patch_embed)
+        dimages, g_patch_embed = self.patch_embed.backward(
+            dx, cache.c_patch_embed, input_grad
+        )
+        hand_over(g_tokens | scoped("patch_embed", g_patch_embed))
+        return dimages, grads
 
     def intermediates(
         self, images: Array, masks: MaskSource | None = None

@@ -369,11 +369,12 @@ class Adam(Optimizer):
         a *= 1 - beta2
         v *= beta2
         v += a
+        # Numerator and denominator times √(1 - β₂ᵗ): a pass less.
+        root = math.sqrt(1 - beta2**self.steps)
         np.sqrt(v, out=a)
-        a /= math.sqrt(1 - beta2**self.steps)
-        a += self.eps
+        a += self.eps * root
         np.divide(m, a, out=a)
-        a *= self.lr / (1 - beta1**self.steps)
+        a *= self.lr * root / (1 - beta1**self.steps)
         p -= a
 
 
@@ -426,8 +427,13 @@ def grad_norm(grads: Mapping[str, Array]) -> np.floating[Any]:
     """
     if not grads:
         raise ValueError("grads must hold at least one gradient, got none")
-    norms = [np.sqrt(np.vdot(grad, grad)) for grad in grads.values()]
-    total: np.floating[Any] = np.sqrt(np.vdot(norms, norms)).astype(norms[0].dtype)
+    return combined_norm(np.sqrt(np.vdot(grad, grad)) for grad in grads.values())
+
+
+def combined_norm(norms: Iterable[np.floating[Any]]) -> np.floating[Any]:
+    """Return the norm of several vectors taken as one, from the norm of each."""
+    each = list(norms)
+    total: np.floating[Any] = np.sqrt(np.vdot(each, each)).astype(each[0].dtype)
     return total
 
 

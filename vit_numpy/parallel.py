@@ -8,7 +8,7 @@ the pieces' order.
 
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
@@ -17,10 +17,15 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from vit_numpy.config import check_int
+from vit_numpy.module import Array
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_ZERO = np.float32(0)
 
 
 def _available_cores() -> int:
@@ -145,6 +150,69 @@ def fold(
             for future in begun:
                 future.result()
     return cast(Result, total)
+
+
+class PairwiseSum:
+    """Adds up the named arrays of several shards, handed in from several threads.
+
+    Shards are added in pairs, the sums of two pairs to each other, and so on. As the
+    pairs are fixed, and a + b is b + a to the bit, the result does not depend on which
+    shard comes first. A sum is made as soon as both its terms are there, by the thread
+    that brings the second, into the memory of the first; so of each array few copies
+    exist at a time.
+
+    Parameters
+    ----------
+    shards : int
+        Their number, a power of two.
+    names : iterable of str
+        What each shard hands in.
+
+    Attributes
+    ----------
+    totals : dict of ndarray
+        The sums, complete once every shard has handed in every name.
+    norms : dict of floating
+        Their Euclidean norms, taken while they are still in the cache.
+    """
+
+    def __init__(self, shards: int, names: Iterable[str]) -> None:
+        # In the order of `names`, whichever is complete first.
+        self.totals: dict[str, Array] = dict.fromkeys(names, np.empty(0))
+        self.norms: dict[str, np.floating[Any]] = dict.fromkeys(self.totals, _ZERO)
+        self._shards = shards
+        self._waiting: dict[tuple[str, int, int], Array] = {}
+        self._lock = Lock()
+
+    def add(self, shard: int, arrays: Mapping[str, Array]) -> None:
+        """Take over arrays of a shard; they are added to in place.
+
+        Parameters
+        ----------
+        shard : int
+            Counts from 0.
+        arrays : mapping of str to ndarray
+            Some of its arrays; the others come in other calls.
+        """
+        for name, array in arrays.items():
+            total = self._climb(shard, name, array)
+            if total is not None:
+                self.totals[name] = total
+                self.norms[name] = np.sqrt(np.vdot(total, total))
+
+    def _climb(self, place: int, name: str, array: Array) -> Array | None:
+        """Add up pairs while the other term is there; return what is the total."""
+        width = self._shards
+        while width > 1:
+            with self._lock:
+                other = self._waiting.pop((name, width, place ^ 1), None)
+                if other is None:
+                    self._waiting[name, width, place] = array
+                    return None
+            other += array
+            array = other
+            place, width = place // 2, width // 2
+        return array
 
 
 def parallel_map(

@@ -1,6 +1,7 @@
 """Training a Vision Transformer, one step at a time, and evaluating it."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -12,12 +13,15 @@ from vit_numpy.layers.dropout import Dropout, MaskSource
 from vit_numpy.loss import CrossEntropy, Loss
 from vit_numpy.masks import KeyedMasks
 from vit_numpy.model import VisionTransformer
-from vit_numpy.module import Array, Grads, no_grad
-from vit_numpy.optim import Optimizer, clip_grad_norm, grad_norm
+from vit_numpy.module import Array, no_grad
+from vit_numpy.optim import Optimizer, clip_grad_norm, combined_norm
 from vit_numpy.schedule import Schedule
 
-# A shard pays for being handed to a thread from about this many multiplications on.
+# A shard pays for being handed to a thread from about this many multiplications on,
+# and more than two pay while each has so many rows: with fewer, the products run at a
+# lower rate, and adding up the shards' gradients shows.
 _SHARD_WORK = 1 << 25
+_SHARD_ROWS = 512
 _MOST_SHARDS = 8
 
 
@@ -61,7 +65,6 @@ class _Shard(NamedTuple):
 
     loss: np.floating[Any]
     correct: int
-    grads: Grads
 
 
 class Trainer:
@@ -96,8 +99,8 @@ class Trainer:
     Notes
     -----
     The batch is cut into shards (`num_shards`), which threads work through, and whose
-    gradients are summed in the order of the shards: the result is the same, bit for
-    bit, for any number of threads.
+    gradients are summed in fixed pairs as they come (`parallel.PairwiseSum`): the
+    result is the same, bit for bit, for any number of threads.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Trainer:
         self.base_lr = optimizer.lr
         self.steps = 0
         self.masks: StepMasks | None = KeyedMasks(seed) if drops(model) else None
+        self._names = [name for name, _ in model.named_parameters()]
 
     def step(self, images: Array, labels: NDArray[Any]) -> StepResult:
         """Learn from one batch: images (B, C, H, W), targets as the loss takes them.
@@ -143,7 +147,11 @@ class Trainer:
         masks = None if self.masks is None else self.masks.at(self.steps)
         self.optimizer.lr = self.base_lr * self.schedule.factor(self.steps)
 
-        def work(span: tuple[int, int]) -> _Shard:
+        spans = parallel.split(batch_size, num_shards(model.config, batch_size))
+        total_grads = parallel.PairwiseSum(len(spans), self._names)
+
+        def work(index: int) -> _Shard:
+            span = spans[index]
             part = slice(*span)
             shard_masks = None if masks is None else masks.shard(*span)
             logits, cache = model.forward(images[part], shard_masks)
@@ -152,15 +160,20 @@ class Trainer:
             value, c_loss = loss.forward(logits, labels[part], batch_size)
             correct = count_correct(logits, labels[part])
             dlogits = loss.backward(c_loss)
-            _, grads = model.backward(dlogits, cache, consume=True)
-            return _Shard(value, correct, grads)
+            model.backward(
+                dlogits,
+                cache,
+                consume=True,
+                input_grad=False,
+                sink=partial(total_grads.add, index),
+            )
+            return _Shard(value, correct)
 
-        spans = parallel.split(batch_size, num_shards(model.config, batch_size))
         # What is not finite is looked for below, and named.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            total = parallel.fold(work, spans, _add)
-            grads = total.grads
-            norm = grad_norm(grads)
+            total = parallel.fold(work, range(len(spans)), _add)
+            grads = total_grads.totals
+            norm = combined_norm(total_grads.norms.values())
         if not np.isfinite(total.loss):
             values = dict(model.named_parameters())
             with np.errstate(all="ignore"), no_grad():
@@ -251,9 +264,11 @@ def num_shards(config: ViTConfig, batch_size: int) -> int:
     """
     tokens, dim = config.num_tokens, config.dim
     per_token = 4 * dim * dim + 2 * dim * config.mlp_dim + 2 * tokens * dim
-    work = batch_size * config.depth * tokens * per_token
+    rows = batch_size * tokens
+    work = rows * config.depth * per_token
+    most = max(rows // _SHARD_ROWS, 2)
     shards = 1
-    while 2 * shards <= min(_MOST_SHARDS, batch_size, work // _SHARD_WORK):
+    while 2 * shards <= min(_MOST_SHARDS, batch_size, most, work // _SHARD_WORK):
         shards *= 2
     return shards
 
@@ -283,7 +298,5 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
 
 
 def _add(total: _Shard, shard: _Shard) -> _Shard:
-    """Add a shard to the sum of those before it, in place."""
-    for name, grad in total.grads.items():
-        grad += shard.grads[name]
-    return _Shard(total.loss + shard.loss, total.correct + shard.correct, total.grads)
+    """Add a shard to the sum of those before it."""
+    return _Shard(total.loss + shard.loss, total.correct + shard.correct)

@@ -95,13 +95,20 @@ class Conv2d(Module):
         y = y.reshape(len(x), out_h, out_w, out_chans).transpose(0, 3, 1, 2)
         return y, saved(Conv2dCache(columns, x.shape))
 
-    def backward(self, dy: Array, cache: Conv2dCache) -> tuple[Array, Grads]:
-        """(B, O, H', W') -> (B, C, H, W), and dW (O, C, R, S), db (O,)."""
+    def backward(
+        self, dy: Array, cache: Conv2dCache, input_grad: bool = True
+    ) -> tuple[Array | None, Grads]:
+        """(B, O, H', W') -> (B, C, H, W), and dW (O, C, R, S), db (O,).
+
+        Without `input_grad`, None stands in the place of the first.
+        """
         columns, shape = cache
         out_chans, *window = self.weight.shape
         dy_rows = dy.transpose(0, 2, 3, 1).reshape(-1, out_chans)
-        dcolumns = dy_rows @ self.weight.reshape(out_chans, -1)
-        dx = self._images(dcolumns.reshape(-1, *dy.shape[2:], *window), shape)
+        dx = None
+        if input_grad:
+            dcolumns = dy_rows @ self.weight.reshape(out_chans, -1)
+            dx = self._images(dcolumns.reshape(-1, *dy.shape[2:], *window), shape)
         dweight = (dy_rows.T @ columns).reshape(self.weight.shape)
         grads: Grads = {"weight": dweight}
         if self.bias is not None:

@@ -100,22 +100,30 @@ class PatchEmbed(Module):
         y = y.reshape(batch, -1, y.shape[-1])
         return y, saved(PatchEmbedCache(None, x, images.shape))
 
-    def backward(self, dy: Array, cache: PatchEmbedCache) -> tuple[Array, Grads]:
-        """(B, N, D) -> (B, C, H, W), and dW (D, C, P, P), db (D,)."""
+    def backward(
+        self, dy: Array, cache: PatchEmbedCache, input_grad: bool = True
+    ) -> tuple[Array | None, Grads]:
+        """(B, N, D) -> (B, C, H, W), and dW (D, C, P, P), db (D,).
+
+        Without `input_grad`, None stands in the place of the first.
+        """
         c_proj, patches, shape = cache
         batch, chans, height, width = shape
         side = self.patch_size
         if patches is None:
             dy = dy.swapaxes(1, 2)
             dy = dy.reshape(batch, -1, height // side, width // side)
-            dx, grads = self.proj.backward(dy, c_proj)
+            dx, grads = self.proj.backward(dy, c_proj, input_grad)
             return dx, scoped("proj", grads)
         weight = self.proj.weight
         rows = dy.reshape(-1, dy.shape[-1])
-        dx = rows @ weight.reshape(len(weight), -1)
-        dx = dx.reshape(batch, height // side, width // side, chans, side, side)
-        dx = dx.transpose(0, 3, 1, 4, 2, 5)  # (B, C, H/P, P, W/P, P)
+        dx = None
+        if input_grad:
+            dx = rows @ weight.reshape(len(weight), -1)
+            dx = dx.reshape(batch, height // side, width // side, chans, side, side)
+            dx = dx.transpose(0, 3, 1, 4, 2, 5)  # (B, C, H/P, P, W/P, P)
+            dx = dx.reshape(shape)
         grads = {"proj.weight": (rows.T @ patches).reshape(weight.shape)}
         if self.proj.bias is not None:
             grads["proj.bias"] = column_sum(rows)
-        return dx.reshape(shape), grads
+        return dx, grads
