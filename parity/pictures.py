@@ -242,6 +242,11 @@ def _on_dark(
         levels = np.maximum(levels - _illumination(levels), 0)
     else:
         levels = np.maximum(levels - np.median(ring), 0)
+    if not levels.any():
+        raise ValueError(
+            f"shows no {style} on a {'light' if light else 'dark'} background; "
+            "let the background be found, or name the other one"
+        )
     threshold = _otsu(levels)
     found = _main_parts(levels > threshold)
     if style == "digit":
@@ -286,15 +291,16 @@ def _fits(levels: Gray, style: str) -> bool:
     if style == "object":
         return True
     height, width = levels.shape
+    if float(np.median(_ring(levels))) > 16:
+        return False
     box = _bounds(levels > 0)
     extent = max(s.stop - s.start for s in box)
-    y, x = _mass_centre(levels)
-    return bool(
-        float(_ring(levels).max()) <= 16
-        and abs(extent - _DIGIT_BOX * min(height, width)) <= 1
-        and abs(y - height / 2) <= 1.5
-        and abs(x - width / 2) <= 1.5
-    )
+    centred = [
+        # A box that its mass would push out of the field stops at the edge.
+        abs(centre - n / 2) <= 1.5 or 0 in (s.start, n - s.stop)
+        for centre, n, s in zip(_mass_centre(levels), (height, width), box, strict=True)
+    ]
+    return abs(extent - _DIGIT_BOX * min(height, width)) <= 1 and all(centred)
 
 
 def _illumination(levels: Gray) -> Gray:
