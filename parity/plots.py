@@ -385,6 +385,8 @@ def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
         Values in a mean, at most; an even number counts as the next odd one. Towards
         the ends it shrinks to what lies on both sides.
     """
+    if window <= 1:
+        return values
     places = np.arange(len(values))
     reach = np.minimum(window // 2, np.minimum(places, places[::-1]))
     finite = np.isfinite(values)

@@ -1,0 +1,113 @@
+"""Curves show what was recorded, of runs that are finished or not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from parity.plots import centred_mean, compare_runs, read_metrics, run_curves, save
+
+
+def records(epochs=3, steps=10, unfinished=4, offset=0.0):
+    rows = [{"kind": "run", "backend": "numpy"}]
+    for step in range(1, epochs * steps + unfinished + 1):
+        rows.append(
+            {
+                "kind": "step",
+                "step": step,
+                "epoch": (step - 1) // steps + 1,
+                "loss": 2 / step + offset,
+                "accuracy": 1 - 1 / step,
+            }
+        )
+        if step % steps == 0 and step <= epochs * steps:
+            rows.append(
+                {
+                    "kind": "epoch",
+                    "step": step,
+                    "epoch": step // steps,
+                    "test_loss": 1 / step + offset,
+                    "test_accuracy": [0.9, 0.95, 0.93][step // steps - 1],
+                }
+            )
+    return rows
+
+
+def test_centred_mean_neither_lags_nor_reaches_beyond_the_ends():
+    values = np.array([1.0, 3, 5, 7, 9, 11])
+    assert np.array_equal(centred_mean(values, 3), values)
+    peak = np.array([0.0, 0, 9, 0, 0, 0, 0])
+    assert centred_mean(peak, 3).tolist() == [0, 3, 3, 3, 0, 0, 0]
+    assert centred_mean(peak, 5).tolist() == [0, 3, 1.8, 1.8, 1.8, 0, 0]
+    assert np.array_equal(centred_mean(peak, 1), peak)
+
+
+def test_gaps_are_left_out_of_the_mean():
+    values = np.array([1.0, np.nan, 3, np.nan, np.nan, np.nan, 5])
+    found = centred_mean(values, 3)
+    assert found[1] == 2
+    assert np.isnan(found[4])
+
+
+def line_of(figure, panel, number):
+    return np.asarray(figure.axes[panel].lines[number].get_xydata())
+
+
+def test_values_stand_where_they_were_recorded():
+    rows = records()
+    figure = run_curves(rows, smooth=1)
+    steps = [row for row in rows if row["kind"] == "step"]
+    raw = line_of(figure, 0, 0)
+    assert raw[:, 1].tolist() == [row["loss"] for row in steps]
+    # Along epochs, of ten steps each: the run in progress reaches into the fourth.
+    assert raw[:, 0].tolist() == pytest.approx([row["step"] / 10 for row in steps])
+    assert np.array_equal(line_of(figure, 0, 1), raw)
+    assert line_of(figure, 1, 2).tolist() == [[1, 90], [2, 95], [3, 93]]
+    (legend,) = figure.legends
+    (text,) = [t.get_text() for t in legend.get_texts()]
+    assert text == (
+        "training · 93.00% of the test images right after epoch 3 "
+        "(best 95.00%, epoch 2)"
+    )
+    # Tests between 90 and 95 %: the axis is cut, and says so.
+    assert figure.axes[1].get_ylim()[0] == 90
+    assert figure.axes[1].get_ylabel() == "accuracy, from 90%"
+
+
+def test_runs_without_an_epoch_are_laid_along_steps():
+    runs = {"a": records(), "b": records(epochs=0, unfinished=5)}
+    figure = compare_runs(runs)
+    assert figure.axes[1].get_xlabel() == "step"
+    assert line_of(figure, 0, 0)[:, 0].tolist() == list(range(1, 35))
+    with pytest.raises(ValueError, match="b has finished no epoch yet"):
+        compare_runs(runs, by="epoch")
+    with pytest.raises(ValueError, match="c has recorded no step yet"):
+        compare_runs({"c": records(0, 10, 0)})
+    with pytest.raises(ValueError, match="unknown by 'steps'; did you mean 'step'"):
+        compare_runs(runs, by="steps")
+
+
+def test_more_runs_than_colours_are_drawn():
+    figure = compare_runs({str(i): records(offset=i) for i in range(9)})
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 9
+    assert len(figure.axes[0].lines) == 9 * 4
+
+
+def test_half_a_last_line_is_no_error_and_half_another_is(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(row) for row in records()]
+    file.write_text("\n".join(lines) + "\n" + lines[1][:20])
+    assert read_metrics(tmp_path) == records()
+    assert read_metrics(file) == records()
+    file.write_text("\n".join([lines[0], lines[1][:20], lines[2]]))
+    with pytest.raises(ValueError, match="line 2 is no record of a run"):
+        read_metrics(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no metrics\.jsonl"):
+        read_metrics(tmp_path / "absent")
+
+
+def test_figures_are_written_with_their_folder(tmp_path):
+    path = tmp_path / "new" / "curves.png"
+    save(run_curves(records()), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
