@@ -175,35 +175,43 @@ class _Shown(torch.nn.Module):
 
 
 def loss_problem(pair: Pair, case: Case) -> Problem:
-    """Compare two losses: ``targets`` in the configuration says of which kind."""
+    """Compare two losses: ``targets`` in the configuration says of which kind.
+
+    With ``elsewhere`` so many images of the batch are not among the outputs.
+    """
     config = dict(case.config)
-    kind = config.pop("targets")
+    kind, elsewhere = config.pop("targets"), config.pop("elsewhere", 0)
     loss = construct(pair.load_candidate(), config)
     twin = construct(pair.load_reference(), config)
     outputs = numbers(case, "x")
+    batch_size = len(outputs) + elsewhere if elsewhere else None
     rng = generator(case.seed, "targets")
     targets: Array
     if kind == "labels":
         targets = rng.integers(0, outputs.shape[1], len(outputs))
     elif kind == "soft":
         targets = rng.dirichlet(np.ones(outputs.shape[1]), len(outputs))
+        # They need not sum to 1, and where they do a factor goes unseen.
+        targets *= rng.uniform(0.5, 1.5, (len(outputs), 1))
     else:
         targets = numbers(replace(case, seed=case.seed + 1), "x")
 
     def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
-        value, cache = loss.forward(inputs["x"], inputs["targets"])
-        return {"out": value}, lambda cotangents: {"x": loss.backward(cache)}
+        arguments = (inputs["x"], inputs["targets"], batch_size)
+        value, cache = loss.forward(*arguments)
+        called = loss(*arguments)
+        return {"out": value, "called": called}, lambda u: {"x": loss.backward(cache)}
 
-    def function(x: Tensor, targets: Tensor) -> Tensor:
-        value: Tensor = twin(x, targets)
-        return value
+    def function(x: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        value: Tensor = twin(x, targets, batch_size)
+        return {"out": value, "called": value.detach()}
 
     return Problem(
         inputs={"x": outputs, "targets": targets},
         candidate=candidate,
         function=function,
         differentiate=frozenset({"x"}),
-        cotangents={"out": np.array(1.0)},
+        cotangents={"out": np.array(1.0), "called": np.array(0.0)},
     )
 
 
@@ -284,8 +292,7 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
         optim = import_module("vit_numpy.optim")
         module.to(inputs["fc1.weight"].dtype)
         bind(module, {name: inputs[name].copy() for name in parameters})
-        if flat:
-            optim.flatten_parameters(module)
+        buffer = optim.flatten_parameters(module) if flat else None
 
         def make() -> Any:
             groups = optim.param_groups(module, decay)
@@ -298,7 +305,10 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
                 state = {n: a.copy() for n, a in optimizer.state_dict().items()}
                 optimizer = make()
                 optimizer.load_state_dict(state)
-        return module.state_dict(), lambda cotangents: {}
+        trained = module.state_dict()
+        if buffer is not None:
+            trained["buffer"] = buffer
+        return trained, lambda cotangents: {}
 
     def function(**inputs: Tensor) -> dict[str, Tensor]:
         optim = import_module("vit_torch.optim")
@@ -312,7 +322,18 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
             for name, tensor in tensors.items():
                 tensor.grad = inputs[f"gradient{step}.{name}"]
             optimizer.step()
-        return tensors
+        if not flat:
+            return tensors
+        # In the buffer what decays comes first.
+        matrices, others = (
+            [
+                v.reshape(-1)
+                for n, v in tensors.items()
+                if n.endswith(".weight") == first
+            ]
+            for first in (True, False)
+        )
+        return tensors | {"buffer": torch.cat([*matrices, *others])}
 
     return Problem(inputs, candidate, function, differentiate=False)
 

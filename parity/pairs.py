@@ -266,12 +266,14 @@ def _cross_entropy(draw: DrawFn, regime: str) -> Configuration:
     config = {
         "label_smoothing": draw(st.sampled_from((0.0, 0.1))),
         "targets": draw(st.sampled_from(("labels", "soft"))),
+        "elsewhere": draw(st.sampled_from((0, 3))),
     }
     return config, {"x": (batch(draw, regime, 7), draw(st.integers(2, 17)))}
 
 
 def _squared_error(draw: DrawFn, regime: str) -> Configuration:
-    return {"targets": "values"}, {"x": (batch(draw, regime, 7), draw(width()))}
+    config = {"targets": "values", "elsewhere": draw(st.sampled_from((0, 3)))}
+    return config, {"x": (batch(draw, regime, 7), draw(width()))}
 
 
 def _parameters(draw: DrawFn) -> dict[str, Shape]:
@@ -304,11 +306,11 @@ def _adam(draw: DrawFn, regime: str) -> Configuration:
 
 def _groups(draw: DrawFn, regime: str) -> Configuration:
     # Now and then more elements than an optimizer updates in one go.
-    large = draw(st.integers(0, 3)) == 3
+    large = draw(st.integers(0, 7)) == 7
     config = {
-        "dim": 300 if large else draw(width()),
-        "hidden_dim": draw(st.integers(230, 240)) if large else draw(width()),
-        "steps": draw(st.integers(1, 3)),
+        "dim": 260 if large else draw(width()),
+        "hidden_dim": draw(st.integers(127, 130)) if large else draw(width()),
+        "steps": draw(st.integers(1, 2)),
         "flat": draw(st.booleans()),
         "resumed": draw(st.booleans()),
         "lr": 0.1,
