@@ -5,8 +5,8 @@ computes. Left as it is, by rule, because it decides what is refused or said and
 what comes out:
 
 - annotations, docstrings, imports, decorators, and everything inside ``raise``;
-- guards: an ``if`` whose body only raises, and functions and statements named
-  ``check_…``, which hold nothing else;
+- guards: an ``if`` whose body only raises, functions and statements named
+  ``check_…``, which hold nothing else, and ``strict`` of a zip;
 - text, except where it is compared, and ``None``, except as an added axis.
 """
 
@@ -370,7 +370,7 @@ def _expression(
     *,
     local: bool,
 ) -> Iterator[_Site]:
-    if isinstance(node, ast.Lambda | ast.JoinedStr):
+    if isinstance(node, ast.Lambda | ast.JoinedStr) or _is_strict(node):
         return
     yield _Site(node, replace, parent, function, local, span)
     negative = isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)
@@ -432,6 +432,11 @@ def _is_type(node: ast.Assign | ast.AnnAssign) -> bool:
         isinstance(n, ast.Constant) and isinstance(n.value, int | float)
         for n in ast.walk(node.value)
     )
+
+
+def _is_strict(node: ast.AST) -> bool:
+    """Tell whether a node is what makes a zip refuse unequal lengths."""
+    return isinstance(node, ast.keyword) and node.arg == "strict"
 
 
 def _is_transpose(node: ast.Call) -> bool:
@@ -578,7 +583,9 @@ def _call(site: _Site, node: ast.Call) -> _Variants:
     droppable = owner == "np" or name.islower()
     if droppable and len(args) > 1 and not isinstance(args[-1], ast.Starred):
         yield "argument", _with(node, args=args[:-1])
-    for i in range(len(node.keywords)):
+    for i, keyword in enumerate(node.keywords):
+        if keyword.arg == "strict":
+            continue
         keywords = node.keywords[:i] + node.keywords[i + 1 :]
         yield "argument", _with(node, keywords=keywords)
     others = _OTHER_OF_MATH if owner == "math" else _OTHER_FUNCTION
