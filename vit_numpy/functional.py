@@ -87,6 +87,12 @@ def row_mean(x: Array) -> Array:
     return (x @ np.full(dim, 1 / dim, x.dtype))[..., None]
 
 
+def row_sum(x: Array) -> Array:
+    """Sum over the last axis, which is kept: (..., D) -> (..., 1)."""
+    rows = x.reshape(-1, x.shape[-1])
+    return (rows @ np.ones(rows.shape[1], x.dtype)).reshape(*x.shape[:-1], 1)
+
+
 def column_sum(x: Array) -> Array:
     """Sum over all axes but the last: (..., D) -> (D,)."""
     rows = x.reshape(-1, x.shape[-1])
@@ -276,14 +282,25 @@ def exp_scores(q: Array, k: Array) -> tuple[Array, Array]:
     total : ndarray of shape (..., T, 1)
     """
     k_columns = k.swapaxes(-1, -2)
-    ones = np.ones(k.shape[-2], k.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         e: Array = q @ k_columns
         np.exp2(e, out=e)
-        total = e @ ones
+        total = row_sum(e)
     if not (total.min() > 1e-12 and total.max() < 1e12):
         np.matmul(q, k_columns, out=e)
         e -= e.max(axis=-1, keepdims=True)
         np.exp2(e, out=e)
-        total = e @ ones
-    return e, total[..., None]
+        total = row_sum(e)
+    return e, total
+
+
+def over_features(x: Array, head_dim: int) -> Array:
+    """Repeat what each head has for a token: (B, h, T, 1) -> (B, T, h·Dh).
+
+    An operation between arrays of heads would run over Dh elements at a time, and most
+    of its time would go into starting over. The repetition is a product with a matrix
+    of zeros and ones, hence exact, and what it returns lies as tokens do.
+    """
+    _, heads, _, _ = x.shape
+    places = np.repeat(np.eye(heads, dtype=x.dtype), head_dim, axis=1)
+    return np.ascontiguousarray(x[..., 0].swapaxes(1, 2)) @ places

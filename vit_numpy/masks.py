@@ -103,7 +103,9 @@ class KeyedMasks:
             key=np.array([self.seed, layer], np.uint64),
             counter=np.array([self.start * blocks, self.step, 0, 0], np.uint64),
         )
-        raw = philox.random_raw(rows * blocks * 4)
+        # Unlike `random_raw`, this lets other threads run meanwhile.
+        words = np.random.Generator(philox)
+        raw = words.integers(0, 2**64, rows * blocks * 4, np.uint64)
         # Little-endian, so that the masks are the same on every machine.
         numbers = raw.astype("<u8", copy=False).view("<u2")
         numbers = numbers.reshape(rows, blocks * _BLOCK)[:, :size]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_numpy.config import check_int, check_rate
-from vit_numpy.functional import LOG2_E, exp_scores
+from vit_numpy.functional import LOG2_E, exp_scores, over_features
 from vit_numpy.layers.dropout import Dropout, MaskSource
 from vit_numpy.layers.identity import Identity
 from vit_numpy.layers.layer_norm import LayerNorm
@@ -141,7 +141,7 @@ class Attention(Module):
         h = np.empty(x.shape, x.dtype)
         (y,) = self._heads(h)
         np.matmul(e_kept, v, out=y)
-        y /= total
+        h /= over_features(total, v.shape[-1])
         h, c_proj = self.proj.forward(h)
         h, c_proj_drop = self.proj_drop.forward(h, masks)
         return h, saved(
@@ -166,8 +166,7 @@ class Attention(Module):
         _, _, _, q, k, v, e, total, _, e_kept, _, _ = cache
         dh, _ = self.proj_drop.backward(dy, cache.c_proj_drop)
         dh, g_proj = self.proj.backward(dh, cache.c_proj)
-        (dy_heads,) = self._heads(dh)
-        dy_heads = dy_heads / total
+        (dy_heads,) = self._heads(dh / over_features(total, v.shape[-1]))
         dqkv = np.empty((*dh.shape[:-1], 3 * dh.shape[-1]), dh.dtype)
         dq, dk, dv = self._heads(dqkv)
         np.matmul(e_kept.swapaxes(-1, -2), dy_heads, out=dv)

@@ -78,9 +78,12 @@ class LayerNorm(Module):
     def backward(self, dy: Array, cache: LayerNormCache) -> tuple[Array, Grads]:
         """(..., D) -> (..., D), and dγ (D,), dβ (D,)."""
         x_hat, rstd = cache
-        dx_hat = dy * self.weight
-        dx = dx_hat - row_mean(dx_hat)
-        dx_hat *= x_hat
-        dx -= x_hat * row_mean(dx_hat)
+        dy_x_hat = dy * x_hat
+        grads: Grads = {"weight": column_sum(dy_x_hat), "bias": column_sum(dy)}
+        # The means of dx̂ and dx̂ x̂, which are products with γ, need no arrays of them.
+        mean_weight = self.weight / x_hat.dtype.type(x_hat.shape[-1])
+        dx = dy * self.weight
+        dx -= (dy @ mean_weight)[..., None]
+        dx -= np.multiply(x_hat, (dy_x_hat @ mean_weight)[..., None], out=dy_x_hat)
         dx *= rstd
-        return dx, {"weight": column_sum(dy * x_hat), "bias": column_sum(dy)}
+        return dx, grads
