@@ -335,13 +335,8 @@ class _Curve:
             raise ValueError(f"{name} has recorded no step yet; wait for the first")
 
         def column(rows: list[Mapping[str, Any]], key: str) -> list[Any]:
-            missing = [row for row in rows if key not in row]
-            if missing:
-                raise ValueError(
-                    f"{name}: a {rows[0]['kind']} is recorded without {key!r}"
-                )
-            # A loss that is not a number leaves a gap.
-            return [math.nan if row[key] is None else row[key] for row in rows]
+            # What is not recorded, or no number, leaves a gap.
+            return [math.nan if row.get(key) is None else row[key] for row in rows]
 
         return cls(
             np.array(column(steps, "step"), np.int64),
@@ -368,10 +363,14 @@ class _Curve:
         """The last test accuracy, and the best where that is another."""
         if not len(self.epochs):
             return f"step {self.steps[-1]}, no epoch finished yet"
-        last, best = self.test_accuracy[-1], int(self.test_accuracy.argmax())
-        text = f"{last:.2%} of the test images right after epoch {self.epochs[-1]}"
-        if self.test_accuracy[best] > last:
-            text += f" (best {self.test_accuracy[best]:.2%}, epoch {self.epochs[best]})"
+        tested = np.flatnonzero(np.isfinite(self.test_accuracy))
+        if not len(tested):
+            return f"epoch {self.epochs[-1]}, not tested yet"
+        accuracy, epochs = self.test_accuracy[tested], self.epochs[tested]
+        best = int(accuracy.argmax())
+        text = f"{accuracy[-1]:.2%} of the test images right after epoch {epochs[-1]}"
+        if accuracy[best] > accuracy[-1]:
+            text += f" (best {accuracy[best]:.2%}, epoch {epochs[best]})"
         return text
 
 
@@ -402,8 +401,20 @@ def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
 def _accuracy_floor(curves: Iterable[_Curve]) -> int:
     """Return where the axis of accuracy begins, in percent: below every test result."""
     tested = [x for curve in curves for x in curve.test_accuracy.tolist()]
-    lowest = min(tested, default=0.0)
+    lowest = min((x for x in tested if math.isfinite(x)), default=0.0)
     return math.floor(lowest * 20) * 5 if lowest >= 0.8 else 0
+
+
+def check_matplotlib() -> None:
+    """Raise if matplotlib is missing, before the work whose result it shall draw.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed.
+    """
+    with styled():
+        pass
 
 
 @contextmanager

@@ -54,24 +54,27 @@ def confusion_matrix(scores: Scores, title: str) -> Any:
             figsize=(side + 1.1 + 0.06 * longest, side + 0.9 + 0.04 * longest),
             layout="constrained",
         )
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         axes = figure.subplots()
         axes.grid(visible=False)
         axes.imshow(cells, interpolation="nearest")
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_title(title, loc="left", fontweight="bold", fontsize=11, pad=12)
-        size = 8 if classes <= _MOST_NUMBERS else max(2.5, 160 / classes)
-        places = range(classes)
+        size = 8 if classes <= _MOST_NUMBERS else 5
+        # Of more classes than names find room, every so many is named.
+        places = range(0, classes, 1 + classes // 80)
+        names = [_short(scores.class_names[k]) for k in places]
         turned = 0 if longest <= 3 else 45
         axes.set_xticks(
             places,
-            scores.class_names,
+            names,
             rotation=turned,
             ha="left" if turned else "center",
             rotation_mode="anchor",
             fontsize=size,
         )
-        axes.set_yticks(places, scores.class_names, fontsize=size)
+        axes.set_yticks(places, names, fontsize=size)
         axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
         axes.set_xlabel("predicted class", labelpad=8)
         axes.xaxis.set_label_position("top")
@@ -112,19 +115,11 @@ def _number_cells(axes: Any, scores: Scores, strength: NDArray[np.float64]) -> N
         ):
             text = "–" if value is None else f"{100 * value:.1f}"
             axes.text(x, y, text, ha=ha, va="center", fontsize=7.5, color=FAINT)
-    axes.text(
-        classes - 0.3, -0.9, "recall %", fontsize=7.5, color=FAINT, style="italic"
-    )
-    axes.text(
-        -0.75,
-        classes - 0.1,
-        "precision %",
-        ha="right",
-        va="center",
-        fontsize=7.5,
-        color=FAINT,
-        style="italic",
-    )
+    for x, ha, text in (
+        (classes - 0.3, "left", "↑ recall %"),
+        (-0.75, "right", "precision % →"),
+    ):
+        axes.text(x, classes - 0.1, text, ha=ha, va="center", fontsize=7.5, color=FAINT)
 
 
 def mistakes_sheet(
@@ -248,7 +243,7 @@ def predictions_sheet(
                     "right": 0.95,
                     "top": 1 - 0.42 / height,
                     "bottom": 0.62 / height,
-                    "wspace": 0.32,
+                    "wspace": 0.42,
                 },
             )
             _show(given, item.original.transpose(2, 0, 1))
@@ -282,7 +277,7 @@ def _bars(
     best = np.argsort(-shares, kind="stable")[:top]
     places = np.arange(len(best))
     axes.barh(places, shares[best], color=[NUMPY] + ["#A9BCCB"] * (len(best) - 1))
-    axes.set_yticks(places, [_short(class_names[k]) for k in best])
+    axes.set_yticks(places, [_short(class_names[k], 18) for k in best], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_ylim(max(len(best), 5) - 0.4, -0.6)
@@ -302,6 +297,76 @@ def _bars(
             color="white" if inside else INK,
         )
     axes.set_title("what it took it for", loc="left", fontsize=9)
+
+
+def batch_sheet(
+    originals: NDArray[np.uint8],
+    augmented: NDArray[np.uint8],
+    captions: Sequence[str],
+    title: str,
+) -> Any:
+    """Draw images as they are stored, and beneath each what the network is given.
+
+    Parameters
+    ----------
+    originals, augmented : ndarray of shape (N, C, H, W), uint8
+    captions : sequence of str
+        N labels.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    columns = min(8, len(originals))
+    blocks = -(-len(originals) // columns)
+    cell, foot = 1.05, 0.42
+    width = columns * cell + 0.75
+    height = 0.6 + blocks * (2 * cell + foot)
+    with styled() as new_figure:
+        figure = new_figure(figsize=(width, height))
+        figure.text(
+            0.14 / width,
+            1 - 0.3 / height,
+            title,
+            fontweight="bold",
+            fontsize=11,
+            va="center",
+        )
+        for i, pair in enumerate(zip(originals, augmented, strict=True)):
+            block, column = divmod(i, columns)
+            left, top = 0.6 + column * cell, 0.6 + block * (2 * cell + foot)
+            for row, image in enumerate(pair):
+                bottom = height - top - (row + 1) * cell
+                side = cell - 0.08
+                axes = figure.add_axes(
+                    (left / width, bottom / height, side / width, side / height)
+                )
+                _show(axes, image)
+            axes.annotate(
+                captions[i],
+                (0, 0),
+                xycoords="axes fraction",
+                xytext=(0, -3),
+                textcoords="offset points",
+                fontsize=6.8,
+                va="top",
+                linespacing=1.25,
+            )
+        for block in range(blocks):
+            for row, text in enumerate(("stored", "given")):
+                middle = 0.6 + block * (2 * cell + foot) + (row + 0.5) * cell
+                figure.text(
+                    0.35 / width,
+                    1 - middle / height,
+                    text,
+                    rotation=90,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=FAINT,
+                )
+    return figure
 
 
 def attention_sheet(
@@ -442,8 +507,9 @@ def _rgb(*colours: str) -> Iterable[NDArray[np.float64]]:
     return [np.array(to_rgb(colour)) for colour in colours]
 
 
-def _short(name: str) -> str:
-    return textwrap.shorten(name.replace("_", " "), 22, placeholder="…")
+def _short(name: str, width: int = 22) -> str:
+    name = name.replace("_", " ")
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def _percent(share: float) -> str:

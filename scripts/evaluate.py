@@ -14,7 +14,7 @@ from typing import Any
 
 from parity.classifier import Classifier
 from parity.data import Dataset, load
-from parity.plots import save
+from parity.plots import check_matplotlib, save
 from parity.program import main_of, positive
 from parity.scores import Scores, score, worst_mistakes
 from parity.sheets import confusion_matrix, mistakes_sheet
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"the folder of --json {args.json} does not exist; make it")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {args.out}")
+    if args.out is not None:
+        check_matplotlib()
     network = Classifier.open(args.checkpoint, backend)
     name = args.data or network.data
     if name is None:

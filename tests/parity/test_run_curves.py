@@ -87,6 +87,18 @@ def test_runs_without_an_epoch_are_laid_along_steps():
         compare_runs(runs, by="steps")
 
 
+def test_what_is_not_recorded_leaves_a_gap():
+    rows = records()
+    (third,) = [row for row in rows if row["kind"] == "epoch" and row["epoch"] == 3]
+    del third["test_accuracy"]
+    rows[1]["loss"] = None
+    figure = run_curves(rows)
+    (text,) = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert text == "training · 95.00% of the test images right after epoch 2"
+    assert np.isnan(line_of(figure, 1, 2)[2, 1])
+    assert np.isnan(line_of(figure, 0, 0)[0, 1])
+
+
 def test_more_runs_than_colours_are_drawn():
     figure = compare_runs({str(i): records(offset=i) for i in range(9)})
     (legend,) = figure.legends

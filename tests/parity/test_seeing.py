@@ -92,6 +92,16 @@ def test_evaluate_says_which_is_which(run, checkpoint, capsys):
     assert "most often confused:" in said
 
 
+def test_missing_matplotlib_is_said_before_the_work(
+    run, checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "out"
+    assert run("evaluate", checkpoint, "--backend", "numpy", "--out", out) == 2
+    assert "pip install 'vit-parity[plot]'" in one_line(capsys)
+    assert not out.exists()
+
+
 def test_predict_says_what_it_saw_and_what_it_did(
     run, checkpoint, pictures, tmp_path, capsys
 ):
@@ -173,7 +183,24 @@ def test_plot_curves_names_runs_by_what_tells_them_apart(run, tmp_path, capsys):
     assert "named twice" in one_line(capsys)
 
 
+def test_show_batch_draws_what_both_backends_train_on(run, tmp_path):
+    recipe = tmp_path / "mixed.toml"
+    recipe.write_text(
+        """
+        data = "mnist-subset"
+        preset = "network1"
+        epochs = 2
+        batch_size = 30
+        augment = [{ name = "pad_crop", padding = 2 }, { name = "cutmix" }]
+        optimizer = { name = "adamw", lr = 0.001 }
+        """
+    )
+    assert run("show_batch", recipe, "--epoch", 2, "--count", 11) == 0
+    assert is_picture(tmp_path / "batch.png")
+
+
 BAD = [
+    (("show_batch", "network7"), "did you mean 'network"),
     (("evaluate", "none.safetensors", "--backend", "numpy"), "does not exist"),
     (("evaluate", "notes.txt", "--backend", "numpy"), "notes.txt"),
     (("evaluate", "damaged.safetensors", "--backend", "torch"), "damaged"),
