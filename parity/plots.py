@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -221,9 +220,9 @@ def compare_runs(
 ) -> Any:
     """Draw loss and accuracy of several runs on one pair of axes.
 
-    Thin lines are the training batches; over them their mean over a window, centred and
-    smaller towards the ends, so that it neither lags nor invents. Dots are the test
-    images after each epoch.
+    Thin lines are the training batches; over them their mean over a window around each,
+    which does not lag behind them. Dots are the test images after each epoch. Lines of
+    earlier runs are wider, to be seen beneath later ones that lie on them.
 
     Parameters
     ----------
@@ -262,15 +261,20 @@ def compare_runs(
             figsize=(7.6, 5.6 + 0.2 * len(curves)), layout="constrained"
         )
         loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
-        for colour, (name, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
+        faint = (
+            0.22 if max(len(curve.steps) for curve in curves.values()) < 2000 else 0.1
+        )
+        for i, (name, curve) in enumerate(curves.items()):
+            colour = COLOURS[i % len(COLOURS)]
+            width = 1.1 + 0.6 * min(len(curves) - 1 - i, 3)
             window = smooth or max(1, len(curve.steps) // 50)
             x, x_test = curve.places(per_epoch)
             for axes, values, tested in (
                 (loss_axes, curve.loss, curve.test_loss),
                 (accuracy_axes, 100 * curve.accuracy, 100 * curve.test_accuracy),
             ):
-                axes.plot(x, values, color=colour, lw=0.5, alpha=0.22)
-                axes.plot(x, centred_mean(values, window), color=colour, lw=1.1)
+                axes.plot(x, values, color=colour, lw=0.5, alpha=faint)
+                axes.plot(x, centred_mean(values, window), color=colour, lw=width)
                 if len(tested):
                     axes.plot(
                         x_test,
@@ -375,23 +379,23 @@ class _Curve:
 
 
 def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Return the mean of each value and those around it, as many on either side.
+    """Return the mean of each value and those around it.
 
     Parameters
     ----------
     values : ndarray of shape (N,)
     window : int
-        Values in a mean, at most; an even number counts as the next odd one. Towards
-        the ends it shrinks to what lies on both sides.
+        Values in a mean, half of them on either side; an even number counts as the next
+        odd one. At the ends it holds what there is.
     """
     if window <= 1:
         return values
-    places = np.arange(len(values))
-    reach = np.minimum(window // 2, np.minimum(places, places[::-1]))
+    places, reach = np.arange(len(values)), window // 2
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
-    start, stop = places - reach, places + reach + 1
+    start = np.maximum(places - reach, 0)
+    stop = np.minimum(places + reach + 1, len(values))
     number = counts[stop] - counts[start]
     total = sums[stop] - sums[start]
     # Where nothing was a number there is a gap.
