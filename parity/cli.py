@@ -35,6 +35,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "parity.commands.curves",
         "train a recipe in both backends, and say whether and where they part",
     ),
+    "compare": (
+        "parity.commands.compare",
+        "name the first layer and tensor at which two networks part",
+    ),
+    "doctor": (
+        "parity.commands.doctor",
+        "say why ported weights give other outputs than the original",
+    ),
     "bench": (
         "parity.commands.bench",
         "time training, inference and layers side by side in every backend",
