@@ -19,6 +19,9 @@ from vit_numpy.checkpoint import HEADER
 # The digits are white strokes on black, the clothes bright shapes on black.
 _STYLES = {"mnist": "digit", "mnist-subset": "digit", "fashion-mnist": "object"}
 
+# A person may give a whole folder of photographs.
+_BATCH = 32
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -131,7 +134,11 @@ class Classifier:
                 "give one with num_classes above 0"
             )
         run = self.backend.module("train").evaluate
-        return self.backend.numpy(run(self.model, inputs))
+        pieces = [
+            self.backend.numpy(run(self.model, inputs[start : start + _BATCH]))
+            for start in range(0, len(inputs), _BATCH)
+        ]
+        return np.concatenate(pieces)
 
     def attention_weights(self, inputs: Any) -> list[NDArray[Any]]:
         """(B, C, H, W) -> (B, h, T, T) for each block; rows sum to 1."""
