@@ -7,7 +7,7 @@ Each takes a pair and a case and returns the `Problem`: the numbers, the candida
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from parity.bounds import register_decomposition
+from parity.bounds.vmapped import gradients, watch
+from parity.bounds.vmapped import gradients, watch
 from parity.masks import TorchMasks
 from parity.pair import Arrays, Candidate, Pair, Problem, Vjp, construct, load
 from parity.strategies import Array, Case, generator, numbers, parameter
@@ -54,6 +56,7 @@ def module_problem(pair: Pair, case: Case) -> Problem:
         candidate=module_candidate(module, **numpy_options),
         function=module_function(twin, **torch_options),
         parameters=frozenset(parameters),
+        inference=module_inference(module, **numpy_options),
     )
 
 
@@ -82,6 +85,17 @@ def module_candidate(module: Any, **options: Any) -> Candidate:
         return {"out": out}, vjp
 
     return candidate
+
+
+def module_inference(module: Any, **options: Any) -> Callable[[Arrays], Arrays]:
+    """Run a module of `vit_numpy` without caches; its parameters are bound already."""
+
+    def inference(inputs: Arrays) -> Arrays:
+        with load("vit_numpy.module:no_grad")():
+            out, cache = module.forward(inputs["x"], **options)
+        return {"out": out} if cache is None else {"out": out, "cache": out}
+
+    return inference
 
 
 def bind(module: Any, parameters: Arrays) -> None:
@@ -123,9 +137,9 @@ def intermediates_problem(pair: Pair, case: Case) -> Problem:
         bind(model, {name: inputs[name] for name in parameters})
         shown = dict(model.intermediates(x))
         _, cache = model.forward(x)
-        gradients: Arrays = {}
-        model.backward(dlogits, cache, consume=True, record=gradients)
-        shown |= {f"gradient of {name}": dy for name, dy in gradients.items()}
+        backward: Arrays = {}
+        model.backward(dlogits, cache, consume=True, record=backward)
+        shown |= {f"gradient of {name}": dy for name, dy in backward.items()}
         for i, weights in enumerate(model.attention_weights(x)):
             shown[f"attention_weights {i}"] = weights
         return shown, lambda cotangents: {}
@@ -146,7 +160,6 @@ def intermediates_problem(pair: Pair, case: Case) -> Problem:
         function=function,
         parameters=frozenset(parameters),
         differentiate=False,
-        batched=False,
     )
 
 
@@ -159,17 +172,14 @@ class _Shown(torch.nn.Module):
 
     def forward(self, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad():
-            shown: dict[str, Tensor] = self.model.intermediates(x.requires_grad_())
-            names = list(shown)
-            gradients = torch.autograd.grad(
-                shown["logits"], [shown[name] for name in names], upstream
-            )
-        result = dict(zip(names, (shown[n].detach() for n in names), strict=True))
+            shown: dict[str, Tensor] = self.model.intermediates(watch(x))
+            found = gradients(shown["logits"], list(shown.values()), upstream)
+        result = {name: value.detach() for name, value in shown.items()}
         result |= {
             f"gradient of {name}": gradient
-            for name, gradient in zip(names, gradients, strict=True)
+            for name, gradient in zip(shown, found, strict=True)
         }
-        for i, weights in enumerate(self.model.attention_weights(x.detach())):
+        for i, weights in enumerate(self.model.attention_weights(x)):
             result[f"attention_weights {i}"] = weights
         return result
 
@@ -359,30 +369,34 @@ def clip_problem(pair: Pair, case: Case) -> Problem:
 def function_problem(pair: Pair, case: Case) -> Problem:
     """Compare two functions of one array; PyTorch's gets the configuration too.
 
-    The candidate's backward is the function ``<its name>_backward(dy, y)`` beside it;
-    without one only outputs are compared.
+    The candidate's backward is the function ``<its name>_backward(dy, y)`` beside it,
+    or it returns its derivative as well; else only outputs are compared. With ``sign``
+    in the configuration all numbers have that sign.
     """
+    config = dict(case.config)
+    x = numbers(case, "x")
+    if sign := config.pop("sign", 0):
+        x = sign * np.abs(x)
     forward = pair.load_candidate()
     backward = load(f"{pair.candidate}_backward", None)
     twin = pair.load_reference()
 
     def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
         y = forward(inputs["x"])
-
-        def vjp(cotangents: Arrays) -> Arrays:
-            return {"x": backward(cotangents["out"], y)}
-
-        return {"out": y}, vjp
+        if isinstance(y, tuple):
+            out, derivative = y
+            return {"out": out}, lambda u: {"x": u["out"] * derivative}
+        return {"out": y}, lambda u: {"x": backward(u["out"], y)}
 
     def function(x: Tensor) -> Tensor:
-        out: Tensor = twin(x, **case.config)
+        out: Tensor = twin(x, **config)
         return out
 
     return Problem(
-        {"x": numbers(case, "x")},
+        {"x": x},
         candidate,
         function,
-        differentiate=backward is not None,
+        differentiate=backward is not None or isinstance(forward(x), tuple),
     )
 
 

@@ -398,6 +398,11 @@ def _repeatable(trial: Trial) -> Iterator[Finding]:
     for name, value in again.items():
         differs = "a second forward on the same inputs gave another result"
         yield _same_bits("repeatable", name, np.asarray(value), first[name], differs)
+    if trial.problem.inference is not None:
+        for name, value in trial.problem.inference(inputs).items():
+            differs = "a forward that must keep nothing gave another result, or a cache"
+            got, expected = np.asarray(value), first.get(name, np.zeros(0))
+            yield _same_bits("repeatable", name, got, expected, differs)
 
 
 def _same_bits(

@@ -39,6 +39,8 @@ class Problem:
         Whether gradients are compared, or those of which inputs.
     cotangents : dict of str to ndarray, optional
         Given for the root of a backward, where it is 1; random otherwise.
+    inference : callable, optional
+        From inputs to outputs, where the candidate keeps nothing for a backward.
     batched : bool
         Whether the noisy runs of the reference may be done together; not where it
         computes from something else than floating inputs.
@@ -51,6 +53,7 @@ class Problem:
     differentiate: bool | frozenset[str] = True
     cotangents: Arrays | None = None
     batched: bool = True
+    inference: Callable[[Arrays], Arrays] | None = None
 
 
 def _everywhere(config: Mapping[str, Any]) -> Any:

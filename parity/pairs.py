@@ -5,6 +5,7 @@ Each row says how its cases are drawn; everything else is common to all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -44,7 +45,20 @@ def _any_shape(draw: DrawFn, regime: str) -> Configuration:
 
 def _softmax(draw: DrawFn, regime: str) -> Configuration:
     # Of a single class the gradient is zero whatever goes in.
-    return {"dim": -1}, _tokens(draw, regime, draw(st.integers(2, 17)))
+    config = {"dim": -1, "sign": draw(st.sampled_from((0, 1, -1)))}
+    return config, _tokens(draw, regime, draw(st.integers(2, 17)))
+
+
+def _elementwise(draw: DrawFn, regime: str) -> Configuration:
+    # Now and then more elements than are worked on in one go.
+    first = rows(draw, regime)
+    large = regime == "normal" and draw(st.booleans())
+    last = 2**16 // math.prod(first) + 1 if large else draw(width())
+    return {}, {"x": (*first, last)}
+
+
+def _elementwise_tanh(draw: DrawFn, regime: str) -> Configuration:
+    return {"approximate": "tanh"}, _elementwise(draw, regime)[1]
 
 
 def _linear(draw: DrawFn, regime: str) -> Configuration:
@@ -64,8 +78,8 @@ def _layer_norm(draw: DrawFn, regime: str) -> Configuration:
 
 
 def _gelu(draw: DrawFn, regime: str) -> Configuration:
-    config = {"approximate": draw(st.sampled_from(("none", "tanh")))}
-    return config, _tokens(draw, regime, draw(width()))
+    _, shapes = _elementwise(draw, regime)
+    return {"approximate": draw(st.sampled_from(("none", "tanh")))}, shapes
 
 
 def _activation(draw: DrawFn, regime: str) -> Configuration:
@@ -86,7 +100,9 @@ def _conv(draw: DrawFn, regime: str) -> Configuration:
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     disjoint = draw(st.booleans())
     stride = kernel if disjoint else draw(st.tuples(*[st.integers(1, 3)] * 2))
-    padding = (0, 0) if disjoint else draw(st.tuples(*[st.integers(0, 2)] * 2))
+    padding = draw(st.tuples(*[st.integers(0, 2)] * 2))
+    if disjoint and draw(st.integers(0, 3)):
+        padding = (0, 0)
     config: dict[str, Any] = {
         "in_chans": draw(st.integers(1, 3)),
         "out_chans": draw(st.integers(1, 4)),
@@ -421,10 +437,26 @@ PAIRS: tuple[Pair, ...] = (
         mirrored=False,
     ),
     Pair(
+        name="gelu_function",
+        candidate="vit_numpy.functional:gelu",
+        reference="torch.nn.functional:gelu",
+        draw=_elementwise,
+        problem=function_problem,
+        mirrored=False,
+    ),
+    Pair(
+        name="gelu_tanh_function",
+        candidate="vit_numpy.functional:gelu_tanh",
+        reference="torch.nn.functional:gelu",
+        draw=_elementwise_tanh,
+        problem=function_problem,
+        mirrored=False,
+    ),
+    Pair(
         name="erf",
         candidate="vit_numpy.functional:erf",
         reference="torch.special:erf",
-        draw=_any_shape,
+        draw=_elementwise,
         problem=function_problem,
         mirrored=False,
     ),
@@ -464,6 +496,7 @@ PAIRS: tuple[Pair, ...] = (
             {"in_chans": 1, "out_chans": 1, "kernel_size": (1, 2, 3)},
             {"in_chans": 1, "out_chans": 1, "kernel_size": 1, "padding": -1},
             {"in_chans": 1, "out_chans": 1, "kernel_size": 1, "stride": 0.5},
+            {"in_chans": 1, "out_chans": 1, "kernel_size": 1, "stride": 0},
         ),
         refused_calls=(
             (

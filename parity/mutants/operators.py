@@ -6,7 +6,7 @@ what comes out:
 
 - annotations, docstrings, imports, decorators, and everything inside ``raise``;
 - guards: an ``if`` whose body only raises, functions and statements named
-  ``check_…``, which hold nothing else, and ``strict`` of a zip;
+  ``check_…``, loops over nothing else, ``strict`` of a zip, and ``np.errstate``;
 - text, except where it is compared, and ``None``, except as an added axis.
 """
 
@@ -52,7 +52,7 @@ _OTHER_OPERATOR: _Binary = {
 }
 _COMMUTATIVE = (ast.Add, ast.Mult, ast.BitAnd, ast.BitOr)
 _COMMUTATIVE_CALLS = frozenset(
-    ("add", "multiply", "maximum", "minimum", "vdot", "vecdot")
+    ("add", "multiply", "maximum", "minimum", "vdot", "vecdot", "clip")
 )
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -370,7 +370,7 @@ def _expression(
     *,
     local: bool,
 ) -> Iterator[_Site]:
-    if isinstance(node, ast.Lambda | ast.JoinedStr) or _is_strict(node):
+    if isinstance(node, ast.Lambda | ast.JoinedStr) or _refuses_or_warns(node):
         return
     yield _Site(node, replace, parent, function, local, span)
     negative = isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)
@@ -420,6 +420,8 @@ def _says_or_refuses(node: ast.stmt) -> bool:
         ):
             name = call.func.id if isinstance(call.func, ast.Name) else call.func.attr
             return name.lstrip("_").startswith("check_")
+    if isinstance(node, ast.For):
+        return all(map(_says_or_refuses, node.body))
     if isinstance(node, ast.If):
         raises = all(isinstance(child, ast.Raise) for child in node.body[-1:])
         return raises and not node.orelse
@@ -434,8 +436,10 @@ def _is_type(node: ast.Assign | ast.AnnAssign) -> bool:
     )
 
 
-def _is_strict(node: ast.AST) -> bool:
-    """Tell whether a node is what makes a zip refuse unequal lengths."""
+def _refuses_or_warns(node: ast.AST) -> bool:
+    """Tell whether a node only says what is refused, or warned of."""
+    if isinstance(node, ast.Call) and _called(node) == ("np", "errstate"):
+        return True
     return isinstance(node, ast.keyword) and node.arg == "strict"
 
 
