@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from parity.checks import PAIR_CHECKS
+from parity.checks import PAIR_CHECKS, Finding
 from parity.environment import environment
 from parity.runs import Failure, PairResult, Record
 from parity.strategies import Case
@@ -88,7 +88,7 @@ def describe(result: PairResult) -> str:
         plain = [f for f in group if f.finding.check != "strided"] or group
         lines += ["", f"{first.pair} does not agree in {first.dtype}:"]
         for failure in plain[:_SHOWN]:
-            lines += _failure_lines(failure)
+            lines += finding_lines(failure.finding)
         if len(plain) > _SHOWN:
             others = dict.fromkeys(
                 f"{f.finding.check} {f.finding.tensor}".strip() for f in plain[_SHOWN:]
@@ -96,13 +96,16 @@ def describe(result: PairResult) -> str:
             lines.append(f"  also: {', '.join(others)}")
         if any(f.finding.check not in _OF_PAIRS for f in group if f.run is None):
             lines.append(f"  smallest case   {_case_line(case)}")
-        lines.append(f"  reproduce       {command(first)}")
+        lines.append(f"  reproduce       {command(first, result.table)}")
+    if result.explanation is not None:
+        lines += [f"  {line}" for line in result.explanation.lines()]
     return "\n".join(lines)
 
 
-def command(failure: Failure) -> str:
-    """Return the command that shows a failure again."""
-    words = ["parity", "check", "--layer", failure.pair, "--dtype", failure.dtype]
+def command(failure: Failure, table: str | None = None) -> str:
+    """Return the command that shows a failure again; `table` is that of its pair."""
+    words = ["parity", "check", *(["--pairs", table] if table else [])]
+    words += ["--layer", failure.pair, "--dtype", failure.dtype]
     if failure.run is not None:
         examples, seed = failure.run
         return shlex.join([*words, "--examples", str(examples), "--seed", str(seed)])
@@ -118,8 +121,8 @@ def _case_line(case: Case) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _failure_lines(failure: Failure) -> list[str]:
-    finding = failure.finding
+def finding_lines(finding: Finding) -> list[str]:
+    """Say what a check found about one tensor."""
     lines = [f"  {finding.check}: {finding.tensor}".rstrip(": ")]
     if finding.detail:
         lines.append(f"    {finding.detail}")
@@ -152,7 +155,10 @@ def to_json(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
                 "tensors": result.tensors,
                 "sensitivity": result.sensitivity,
                 "seconds": result.seconds,
-                "failures": [_failure_json(failure) for failure in result.failures],
+                "failures": [_failure_json(f, result.table) for f in result.failures],
+                "explanation": None
+                if result.explanation is None
+                else result.explanation.to_json(),
             }
             for result in results
         ],
@@ -213,7 +219,7 @@ def _record_json(result: PairResult, record: Record) -> dict[str, Any]:
     }
 
 
-def _failure_json(failure: Failure) -> dict[str, Any]:
+def _failure_json(failure: Failure, table: str | None) -> dict[str, Any]:
     finding = failure.finding
     return {
         "check": finding.check,
@@ -225,7 +231,7 @@ def _failure_json(failure: Failure) -> dict[str, Any]:
         "reference": _finite(finding.truth),
         "bound_used": _finite(finding.share),
         "case": json.loads(failure.case.to_json()) | {"seed": failure.case.seed},
-        "command": command(failure),
+        "command": command(failure, table),
     }
 
 

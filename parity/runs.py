@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import torch
@@ -24,6 +24,9 @@ from hypothesis.strategies import SearchStrategy
 from parity.checks import VISIBLE, Finding, Trial, judge, judge_pair
 from parity.pair import Pair
 from parity.strategies import Case, cases
+
+if TYPE_CHECKING:
+    from parity.causes import Explanation
 
 EXAMPLES = 42
 """Cases a pair and dtype by default, spread evenly over the regimes."""
@@ -110,6 +113,10 @@ class PairResult:
         By check and tensor.
     failures : list of Failure
     seconds : float
+    explanation : Explanation, optional
+        The likely cause, once `parity.causes.explain_result` has found it.
+    table : str, optional
+        Where the pair was read from, if it is not one of ours.
     """
 
     pair: str
@@ -119,6 +126,8 @@ class PairResult:
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
+    explanation: Explanation | None = None
+    table: str | None = None
 
     def add(self, findings: Sequence[Finding]) -> None:
         """Count the findings of a case."""

@@ -6,6 +6,6 @@ computed. `CAUSES` lists their names.
 """
 
 from parity.causes.catalogue import CAUSES, Cause
-from parity.causes.explain import Explanation, Named, explain
+from parity.causes.explain import Explanation, Named, explain, explain_result
 
-__all__ = ["CAUSES", "Cause", "Explanation", "Named", "explain"]
+__all__ = ["CAUSES", "Cause", "Explanation", "Named", "explain", "explain_result"]

@@ -33,8 +33,9 @@ from parity.causes.numbers import (
 )
 from parity.causes.operators import OPERATORS, OperatorVariant
 from parity.causes.updates import UPDATES, AdamUpdate, Update, updating_by, used_updates
-from parity.checks import DTYPES, CandidateError, Finding, Trial
+from parity.checks import CHECKS, DTYPES, CandidateError, Finding, Trial, judge
 from parity.pair import Pair
+from parity.runs import PairResult
 from parity.strategies import Array, Case, cases
 
 _NUMERIC = ("forward", "dx", "d_params", "strided", "directional")
@@ -104,8 +105,9 @@ class Explanation:
             return "no known cause explains the numbers"
         if not self.tensors:
             return "shown by the check itself"
-        tensors = f"{self.tensors} wrong tensor{'s' * (self.tensors != 1)}"
-        fits = f"explains all of {tensors} within the bound, in {self.cases} cases"
+        wrong = "the wrong tensor" if self.tensors == 1 else f"all {self.tensors}"
+        wrong += " wrong tensors" * (self.tensors > 1)
+        fits = f"explains {wrong} within the bound, in {self.cases} cases"
         rivals = self.causes[1:]
         if rivals:
             fits += "; as well as: " + "; ".join(
@@ -129,6 +131,35 @@ class Explanation:
             f"what to change  {self.advice}",
             *(f"                {fact}" for fact in self.facts),
         ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the explanation as JSON can hold it."""
+        return {
+            "causes": [
+                {"name": n.cause.name, "says": str(n), "bound_used": n.share}
+                for n in self.causes
+            ],
+            "confidence": self.confidence,
+            "advice": self.advice,
+            "facts": list(self.facts),
+        }
+
+
+def explain_result(pair: Pair, result: PairResult) -> Explanation | None:
+    """Explain what a run of a pair found; None if no case shows it.
+
+    Parameters
+    ----------
+    pair : Pair
+    result : PairResult
+        Of `parity.runs.run_pair`.
+    """
+    judged = {check.name for check in CHECKS}
+    for failure in result.failures:
+        if failure.finding.check in judged:
+            trial = Trial(pair, failure.case, result.dtype)
+            return explain(trial, judge(trial))
+    return None
 
 
 def explain(trial: Trial, findings: Sequence[Finding]) -> Explanation:
@@ -180,9 +211,7 @@ def _by_check(trial: Trial, failed: Sequence[Finding]) -> Explanation:
 
 def _is_random(trial: Trial) -> bool:
     """Tell whether the same calls keep giving other results."""
-    runs = [
-        trial.run(trial.reference.inputs, trial.reference.cotangents) for _ in range(4)
-    ]
+    runs = [trial.run(*trial.fresh()) for _ in range(4)]
     last, before = runs[-1], runs[-2]
     return any(not np.array_equal(last[n], before[n], equal_nan=True) for n in last)
 
@@ -380,7 +409,8 @@ class _Investigation:
                 trial = wide
         first = _evidence(trial)
         self.dtype = trial.dtype
-        failing, agreeing = [first] if first else [], []
+        failing = [first] if first else []
+        agreeing: list[_Evidence] = []
         started = time.monotonic()
         for case in _drawn(trial.pair, trial.case):
             found = _evidence(Trial(trial.pair, case, trial.dtype))

@@ -219,13 +219,13 @@ class _Regrade(torch.autograd.Function):
 
 def swap(value: Tensor, surrogate: Tensor) -> Tensor:
     """Return `value`, to be differentiated as if it were `surrogate`."""
-    result: Tensor = _Swap.apply(value.detach(), surrogate)
+    result: Tensor = _Swap.apply(value.detach(), surrogate)  # type: ignore[no-untyped-call]
     return result
 
 
 def regrade(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return `x`; the gradient that comes back through it is passed to `change`."""
-    result: Tensor = _Regrade.apply(x, change)
+    result: Tensor = _Regrade.apply(x, change)  # type: ignore[no-untyped-call]
     return result
 
 

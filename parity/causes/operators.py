@@ -1204,25 +1204,23 @@ def _square_factor(factor: Callable[[Tensor], float]) -> Rule:
     return rule
 
 
+def _log_of_sum(eps: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.log(torch.softmax(x, 1) + eps)
+
+
+def _log_of_largest(eps: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.log(torch.softmax(x, 1).clamp_min(eps))
+
+
 def _losses() -> list[OperatorVariant]:
     variants: list[OperatorVariant] = []
     op = "cross_entropy"
     for eps in _LOG_EPS:
-        variants += _everywhere(
-            "loss-log-eps",
-            op,
-            _entropy(lambda x, _eps=eps: torch.log(torch.softmax(x, 1) + _eps)),
-            f"log(p + {eps:g})",
-        )
+        rule = _entropy(_log_of_sum(eps))
+        variants += _everywhere("loss-log-eps", op, rule, f"log(p + {eps:g})")
     for eps in _LOG_EPS:
-        variants += _everywhere(
-            "loss-log-eps",
-            op,
-            _entropy(
-                lambda x, _eps=eps: torch.log(torch.softmax(x, 1).clamp_min(_eps))
-            ),
-            f"log(max(p, {eps:g}))",
-        )
+        rule = _entropy(_log_of_largest(eps))
+        variants += _everywhere("loss-log-eps", op, rule, f"log(max(p, {eps:g}))")
     variants += _everywhere(
         "label-smoothing",
         op,
@@ -1306,7 +1304,9 @@ def _losses() -> list[OperatorVariant]:
 
 
 def _resized(**changes: Any) -> Rule:
-    def rule(x: Tensor, size: Any = None, scale_factor: Any = None, **options: Any):  # type: ignore[no-untyped-def]
+    def rule(
+        x: Tensor, size: Any = None, scale_factor: Any = None, **options: Any
+    ) -> Any:
         given = {k: v for k, v in options.items() if v is not None}
         changed = given | changes
         if changed.get("mode", "nearest") in ("nearest", "area", "nearest-exact"):
@@ -1321,7 +1321,7 @@ def _resized(**changes: Any) -> Rule:
 
 def _positions() -> list[OperatorVariant]:
     variants: list[OperatorVariant] = []
-    for detail, changes in {
+    modes: dict[str, dict[str, Any]] = {
         "bilinear": {"mode": "bilinear"},
         "bicubic": {"mode": "bicubic"},
         "nearest": {"mode": "nearest"},
@@ -1341,7 +1341,8 @@ def _positions() -> list[OperatorVariant]:
             "align_corners": True,
             "antialias": False,
         },
-    }.items():
+    }
+    for detail, changes in modes.items():
         variants += _everywhere(
             "position-resize", "interpolate", _resized(**changes), detail
         )

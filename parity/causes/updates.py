@@ -70,6 +70,7 @@ class AdamUpdate:
         decoupled_weight_decay: bool = False,
         **options: Any,
     ) -> None:
+        """Update all parameters in place."""
         self.largest_decay = max(self.largest_decay, weight_decay)
         if self.decay == "to all":
             weight_decay = self.largest_decay
@@ -138,6 +139,7 @@ class SGDUpdate:
         nesterov: bool,
         **options: Any,
     ) -> None:
+        """Update all parameters in place."""
         self.largest_decay = max(self.largest_decay, weight_decay)
         if self.decay == "to all":
             weight_decay = self.largest_decay

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parity.cli import AGREE, MISMATCH
 from parity.data.cache import cache_folder
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
+
+if TYPE_CHECKING:
+    from parity.pair import Pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         metavar="NAME",
         help="the rows of the table to check; all by default",
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="MODULE:NAME",
+        help="another table of pairs: a sequence of parity.Pair in a module",
     )
     parser.add_argument(
         "--dtype", choices=("float64", "float32", "both"), default="both"
@@ -58,12 +69,13 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault(
         "HYPOTHESIS_STORAGE_DIRECTORY", str(cache_folder() / "hypothesis")
     )
-    from parity.pairs import PAIRS
+    from parity.causes import explain_result
     from parity.report import describe, summary, table, write_json
     from parity.runs import EXAMPLES, run_case, run_pairs
     from parity.strategies import Case
 
-    by_name = {pair.name: pair for pair in PAIRS}
+    pairs_at = args.pairs or "parity.pairs:PAIRS"
+    by_name = {pair.name: pair for pair in _table(pairs_at)}
     for name in args.layer or ():
         if name not in by_name:
             raise unknown_name("layer", name, by_name)
@@ -95,11 +107,36 @@ def run(args: argparse.Namespace) -> int:
     print(table(results))
     failed = [result for result in results if result.failures]
     for result in failed:
+        result.table = args.pairs
+        result.explanation = explain_result(by_name[result.pair], result)
         print(describe(result))
     print(summary(results, seconds))
     if args.json is not None:
         write_json(args.json, results, seconds)
     return MISMATCH if failed else AGREE
+
+
+def _table(path: str) -> Sequence[Pair]:
+    """Import a table of pairs; a module may lie in the current folder."""
+    from parity.pair import Pair, load
+
+    if not re.fullmatch(r"[\w.]+:\w+", path):
+        raise ValueError(
+            f"--pairs must be 'module:name', got {path!r}; my_pairs:PAIRS, for example"
+        )
+    sys.path.insert(0, os.getcwd())
+    try:
+        pairs = load(path)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise ValueError(f"--pairs cannot be imported, got {path!r}: {error}") from None
+    if not isinstance(pairs, list | tuple) or not pairs:
+        raise ValueError(f"--pairs must name a sequence of pairs, got {path!r}")
+    for pair in pairs:
+        if not isinstance(pair, Pair):
+            raise ValueError(
+                f"--pairs must name a sequence of parity.Pair, got {pair!r} in it"
+            )
+    return pairs
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -1,0 +1,298 @@
+"""Running a candidate of any kind: NumPy, PyTorch, JAX; function, object or module.
+
+Each function here turns one kind into a `parity.pair.Candidate`, which takes arrays by
+name and returns outputs by name with their vjp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parity.pair import Arrays, Candidate, Vjp
+
+BACKENDS = ("numpy", "torch", "jax")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Which arrays a candidate takes, and what it calls them.
+
+    Attributes
+    ----------
+    inputs : tuple of str
+        Given by position, in this order.
+    parameters : mapping of str to str
+        The reference's names, and the candidate's.
+    differentiated : frozenset of str
+        Inputs and parameters that a gradient is wanted of, by the reference's names.
+    """
+
+    inputs: tuple[str, ...]
+    parameters: Mapping[str, str]
+    differentiated: frozenset[str]
+
+    def named(self, gradients: Any) -> Arrays:
+        """Name what a backward returned, in any of the usual forms.
+
+        A dict of gradients; (dx, dict of parameter gradients); a tuple in the order of
+        inputs and parameters; or the gradient of the only input.
+        """
+        own = {theirs: ours for ours, theirs in self.parameters.items()}
+        order = [*self.inputs, *self.parameters]
+        if isinstance(gradients, Mapping):
+            return {
+                own.get(str(k), str(k)): np.asarray(g) for k, g in gradients.items()
+            }
+        if not isinstance(gradients, tuple | list):
+            gradients = (gradients,)
+        found: Arrays = {}
+        for name, gradient in zip(order, gradients, strict=False):
+            if isinstance(gradient, Mapping):
+                found |= self.named(gradient)
+            elif gradient is not None:
+                found[name] = np.asarray(gradient)
+        return found
+
+
+def adapt(
+    candidate: Any,
+    signature: Signature,
+    *,
+    backward: Callable[..., Any] | None = None,
+    backend: str | None = None,
+    device: Any = None,
+) -> Candidate:
+    """Return any candidate as ``inputs -> outputs, vjp``.
+
+    Raises
+    ------
+    TypeError
+        If its kind is not known.
+    """
+    backend = backend or _backend(candidate)
+    if backend == "torch":
+        return _torch(candidate, signature, device)
+    if backend == "jax":
+        return _jax(candidate, signature)
+    if hasattr(candidate, "forward") and hasattr(candidate, "backward"):
+        return _object(candidate, signature)
+    if callable(candidate):
+        return _function(candidate, signature, backward)
+    raise TypeError(
+        "candidate must be callable or have forward and backward, "
+        f"got {type(candidate).__name__}"
+    )
+
+
+def _backend(candidate: Any) -> str:
+    """Tell whose a candidate is by where its type, or it, was defined."""
+    kinds = [*type(candidate).__mro__]
+    if isinstance(candidate, type):
+        kinds += candidate.__mro__
+    roots = {kind.__module__.partition(".")[0] for kind in kinds}
+    roots.add((getattr(candidate, "__module__", None) or "").partition(".")[0])
+    if roots & {"torch"}:
+        return "torch"
+    return "jax" if roots & {"jax", "jaxlib"} else "numpy"
+
+
+def _outputs(result: Any) -> Arrays:
+    if isinstance(result, Mapping):
+        return {name: np.asarray(out) for name, out in result.items()}
+    if isinstance(result, tuple | list):
+        return {f"out{i}": np.asarray(out) for i, out in enumerate(result)}
+    return {"out": np.asarray(result)}
+
+
+def _upstream(cotangents: Arrays) -> Any:
+    """Return one cotangent as it is, and several as a tuple."""
+    values = tuple(cotangents.values())
+    return values[0] if len(values) == 1 else values
+
+
+def _split(
+    inputs: Mapping[str, Any], signature: Signature
+) -> tuple[list[Any], dict[str, Any]]:
+    return (
+        [inputs[name] for name in signature.inputs],
+        {theirs: inputs[ours] for ours, theirs in signature.parameters.items()},
+    )
+
+
+def _function(
+    function: Callable[..., Any],
+    signature: Signature,
+    backward: Callable[..., Any] | None,
+) -> Candidate:
+    """Run a NumPy function, with a backward or with a vjp that it returns."""
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        given, parameters = _split(inputs, signature)
+        result = function(*given, **parameters)
+        if backward is not None:
+            # What forward returns beside its output is the cache.
+            if isinstance(result, tuple):
+                out, *cache = result
+                keep = tuple(cache)
+            else:
+                out, keep = result, (*given, *parameters.values())
+            return _outputs(out), lambda cotangents: signature.named(
+                backward(_upstream(cotangents), *keep)
+            )
+        if isinstance(result, tuple) and len(result) == 2 and callable(result[1]):
+            out, pullback = result
+            return _outputs(out), lambda cotangents: signature.named(
+                pullback(_upstream(cotangents))
+            )
+        return _outputs(result), _no_backward
+
+    return candidate
+
+
+def _no_backward(cotangents: Arrays) -> Arrays:
+    raise TypeError(
+        "the candidate has no backward; give backward=, return (y, vjp), or compare "
+        "outputs alone with differentiate=False"
+    )
+
+
+def _object(original: Any, signature: Signature) -> Candidate:
+    """Run an object with forward and backward, whether it caches or returns a cache."""
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        # Each forward has an object of its own, for one that caches on itself.
+        layer = deepcopy(original)
+        given, parameters = _split(inputs, signature)
+        for path, array in parameters.items():
+            _assign(layer, path, array)
+        result = layer.forward(*given)
+        # Two results are an output and its cache; one that caches returns an array.
+        returned = isinstance(result, tuple) and len(result) == 2
+        out, cache = (result[0], result[1:]) if returned else (result, ())
+
+        def vjp(cotangents: Arrays) -> Arrays:
+            gradients = layer.backward(_upstream(cotangents), *cache)
+            found = signature.named(gradients)
+            for ours, theirs in signature.parameters.items():
+                if ours not in found:
+                    gradient = _kept_gradient(layer, theirs)
+                    if gradient is not None:
+                        found[ours] = np.array(gradient)
+            return found
+
+        return _outputs(out), vjp
+
+    return candidate
+
+
+def _owner(layer: Any, path: str) -> tuple[Any, str]:
+    *parts, name = path.split(".")
+    for part in parts:
+        layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
+    return layer, name
+
+
+def _assign(layer: Any, path: str, array: Any) -> None:
+    owner, name = _owner(layer, path)
+    if not hasattr(owner, name):
+        raise AttributeError(
+            f"{type(owner).__name__} has no attribute {name!r}; map the reference's "
+            "name to the candidate's with names={'weight': 'W'}"
+        )
+    setattr(owner, name, array)
+
+
+def _kept_gradient(layer: Any, path: str) -> Any:
+    """Find a gradient that backward left on the object."""
+    owner, name = _owner(layer, path)
+    kept = getattr(owner, "grads", None)
+    if isinstance(kept, Mapping) and name in kept:
+        return kept[name]
+    for form in ("d{}", "d_{}", "grad_{}", "{}_grad"):
+        if hasattr(owner, form.format(name)):
+            return getattr(owner, form.format(name))
+    return None
+
+
+def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
+    """Run a module, an autograd.Function or a function of tensors, on any device."""
+    import torch
+
+    module = function if isinstance(function, torch.nn.Module) else None
+    if module is not None and device is None:
+        device = next((p.device for p in module.parameters()), None)
+    if isinstance(function, type) and issubclass(function, torch.autograd.Function):
+        function = function.apply
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        leaves = {}
+        for name, x in inputs.items():
+            leaf = torch.tensor(x, device=device)
+            if module is not None and name in signature.parameters:
+                # What torch.compile made asks for parameters, not for tensors.
+                leaf = torch.nn.Parameter(leaf)
+            leaves[name] = leaf.requires_grad_(name in signature.differentiated)
+        given, parameters = _split(leaves, signature)
+        with torch.enable_grad():
+            if module is not None:
+                buffers = {
+                    n: b.to(given[0].dtype) if b.is_floating_point() else b
+                    for n, b in module.named_buffers()
+                }
+                result = torch.func.functional_call(
+                    module, parameters | buffers, tuple(given)
+                )
+            else:
+                result = function(*given, *parameters.values())
+        tensors = result if isinstance(result, Mapping) else _sequence(result)
+
+        def vjp(cotangents: Arrays) -> Arrays:
+            wanted = {n: x for n, x in leaves.items() if x.requires_grad}
+            gradients = torch.autograd.grad(
+                [tensors[name] for name in cotangents],
+                list(wanted.values()),
+                [torch.tensor(dy, device=device) for dy in cotangents.values()],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            return {
+                name: np.zeros(x.shape, inputs[name].dtype)
+                if gradient is None
+                else gradient.detach().cpu().numpy()
+                for (name, x), gradient in zip(wanted.items(), gradients, strict=True)
+            }
+
+        return {n: out.detach().cpu().numpy() for n, out in tensors.items()}, vjp
+
+    return candidate
+
+
+def _sequence(result: Any) -> dict[str, Any]:
+    if isinstance(result, Sequence):
+        return {f"out{i}": out for i, out in enumerate(result)}
+    return {"out": result}
+
+
+def _jax(function: Callable[..., Any], signature: Signature) -> Candidate:
+    """Run a JAX function with its vjp."""
+    import jax
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        given, parameters = _split(inputs, signature)
+        out, pullback = jax.vjp(function, *given, *parameters.values())
+
+        def vjp(cotangents: Arrays) -> Arrays:
+            upstream: Any = _upstream(cotangents)
+            if isinstance(out, Mapping):
+                upstream = dict(cotangents)
+            gradients = signature.named(pullback(upstream))
+            return {n: g for n, g in gradients.items() if n in signature.differentiated}
+
+        return _outputs(out), vjp
+
+    return candidate

@@ -1,0 +1,291 @@
+"""A candidate of any kind against any reference, in one line."""
+
+import shlex
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vit_numpy.layers
+from parity import ParityError, assert_parity, make_pair
+
+
+def scale(x, gamma):
+    return x * gamma
+
+
+def scale_backward(dy, x, gamma):
+    return dy * gamma, (dy * x).reshape(-1, x.shape[-1]).sum(0)
+
+
+def scale_with_vjp(x, gamma):
+    return x * gamma, lambda dy: scale_backward(dy, x, gamma)
+
+
+def scale_with_cache(x, gamma):
+    return x * gamma, (x, gamma)
+
+
+class Scale:
+    """Caches on itself, and leaves its gradient there."""
+
+    def __init__(self) -> None:
+        self.g: Any = None
+
+    def forward(self, x):
+        self.x = x
+        return x * self.g
+
+    def backward(self, dy):
+        self.dg = (dy * self.x).reshape(-1, self.x.shape[-1]).sum(0)
+        return dy * self.g
+
+
+class ScaleFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gamma):
+        ctx.save_for_backward(x, gamma)
+        return x * gamma
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, gamma = ctx.saved_tensors
+        return dy * gamma, (dy * x).flatten(0, -2).sum(0)
+
+
+class ScaleModule(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = torch.nn.Parameter(torch.ones(7))
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+SHAPES = {"inputs": {"x": (3, 5, 7)}, "parameters": {"gamma": (7,)}}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "options"),
+    [
+        (scale, {"backward": scale_backward}),
+        (scale_with_cache, {"backward": lambda dy, cache: scale_backward(dy, *cache)}),
+        (scale_with_vjp, {}),
+        (
+            lambda x, gamma: (
+                x * gamma,
+                lambda dy: {"x": dy * gamma, "gamma": scale_backward(dy, x, gamma)[1]},
+            ),
+            {},
+        ),
+        (Scale(), {"names": {"gamma": "g"}}),
+        (vit_numpy.layers.LayerScale(7), {}),
+        (ScaleFunction, {}),
+        (ScaleModule(), {}),
+        (torch.compile(ScaleModule(), backend="eager"), {}),
+        (scale, {"backend": "torch"}),
+    ],
+    ids=[
+        "backward",
+        "cache",
+        "vjp",
+        "vjp-names",
+        "object",
+        "protocol",
+        "autograd.Function",
+        "module",
+        "compiled",
+        "torch function",
+    ],
+)
+def test_every_kind_of_candidate(candidate: Any, options: dict[str, Any]) -> None:
+    agreement = assert_parity(candidate, scale, **SHAPES, **options)
+    assert set(agreement.tensors) == {"out", "d_x", "d_gamma"}
+    assert 0 <= agreement.share <= 1
+    assert 0 < agreement.sensitivity < 1e-3
+
+
+def test_a_module_as_reference_lends_its_parameters() -> None:
+    layer = vit_numpy.layers.Linear(4, 3)
+    agreement = assert_parity(layer, torch.nn.Linear(4, 3), {"input": (2, 5, 4)})
+    assert agreement.tensors == ("out", "d_input", "d_weight", "d_bias")
+
+
+def test_jax_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its vjp is asked for through the public function alone."""
+
+    def vjp(function, *primals):
+        return function(*primals), lambda dy: scale_backward(dy, *primals)
+
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(vjp=vjp))
+    assert_parity(scale, scale, **SHAPES, backend="jax", dtype="float32")
+
+
+def test_inputs_as_given_and_integers() -> None:
+    seen = []
+
+    def embed(index, table):
+        seen.append(index.copy())
+        out = table[index]
+
+        def vjp(dy):
+            dtable = np.zeros_like(table)
+            np.add.at(dtable, index, dy)
+            return {"table": dtable}
+
+        return out, vjp
+
+    index = np.array([[0, 2], [1, 1]])
+    agreement = assert_parity(
+        embed,
+        lambda index, table: F.embedding(index, table),
+        {"index": index},
+        parameters={"table": (3, 4)},
+    )
+    assert agreement.tensors == ("out", "d_table")
+    assert (seen[0] == index).all()
+
+
+def test_outputs_alone() -> None:
+    with pytest.raises(ParityError, match="no backward"):
+        assert_parity(np.tanh, torch.tanh, (3, 4))
+    assert assert_parity(np.tanh, torch.tanh, (3, 4), differentiate=False).tensors == (
+        "out",
+    )
+
+
+def test_a_failure_is_an_assertion_that_names_the_cause() -> None:
+    def norm(x, weight, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        rstd = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + x.dtype.type(1e-3))
+        x_hat = centred * rstd
+
+        def vjp(dy):
+            d = dy * weight
+            dx = rstd * (
+                d
+                - d.mean(-1, keepdims=True)
+                - x_hat * (d * x_hat).mean(-1, keepdims=True)
+            )
+            return dx, (dy * x_hat).sum((0, 1)), dy.sum((0, 1))
+
+        return x_hat * weight + bias, vjp
+
+    with pytest.raises(AssertionError) as caught:
+        assert_parity(norm, torch.nn.LayerNorm(8), (2, 3, 8))
+    error = caught.value
+    assert isinstance(error, ParityError)
+    assert error.cause == "norm-eps"
+    assert "eps = 0.001" in str(error)
+    assert "times the error bound" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("backward", "cause"),
+    [
+        (lambda dy, x, g: (np.ones_like(dy) * g, None), "upstream-ignored"),
+        (lambda dy, x, g: (dy * g, -(dy * x).sum((0, 1))), "sign"),
+        (lambda dy, x, g: (dy * g, np.zeros_like(g)), "not-trained"),
+        (lambda dy, x, g: (dy, (dy * x).sum((0, 1))), "layer-scale"),
+        (lambda dy, x, g: (dy * g, (dy * x).sum((0, 1)) / 3), "broadcast-gradient"),
+    ],
+)
+def test_causes_in_a_function_of_ones_own(backward: Any, cause: str) -> None:
+    def complete(dy, x, gamma):
+        dx, dgamma = backward(dy, x, gamma)
+        right = (dy * x).sum((0, 1))
+        if dgamma is None:
+            dgamma = np.ones_like(dy).reshape(-1, 7).T @ x.reshape(-1, 7)
+            dgamma = x.sum((0, 1)) if dgamma.shape != right.shape else dgamma
+        return dx, dgamma
+
+    with pytest.raises(ParityError) as caught:
+        assert_parity(scale, scale, **SHAPES, backward=complete)
+    assert caught.value.cause == cause
+
+
+def test_nothing_is_named_where_nothing_fits() -> None:
+    def odd(x, gamma):
+        return x * gamma + 0.1 * np.sin(7 * x), lambda dy: scale_backward(dy, x, gamma)
+
+    with pytest.raises(ParityError, match="none known fits") as caught:
+        assert_parity(odd, scale, **SHAPES)
+    assert caught.value.cause is None
+    assert "right: d_x, d_gamma" in str(caught.value)
+
+
+def test_blindness_is_refused_unless_explained() -> None:
+    def constant(x):
+        return x * 0, lambda dy: dy * 0
+
+    with pytest.raises(ParityError, match="nothing of out stands above"):
+        assert_parity(constant, lambda x: x * 0, (2, 3))
+    blind = {"out": "zero by definition", "d_x": "zero by definition"}
+    assert_parity(constant, lambda x: x * 0, (2, 3), blind=blind)
+
+
+def test_arguments_are_checked() -> None:
+    for options, message in (
+        ({"dtype": "float16"}, "dtype"),
+        ({"backend": "cupy"}, "backend"),
+        ({"skip": ["forwards"]}, "forward"),
+        ({"examples": 0}, "examples must be at least 1, got examples=0"),
+        ({"names": {"gama": "g"}}, "gamma"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            assert_parity(scale, scale, **SHAPES, **options)
+    with pytest.raises(TypeError, match="candidate must be callable"):
+        assert_parity(3, scale, **SHAPES)
+
+
+def test_a_table_of_ones_own(tmp_path: Any) -> None:
+    (tmp_path / "my_pairs.py").write_text(
+        "import numpy as np, torch\n"
+        "from parity import make_pair\n"
+        "def tanh(x):\n"
+        "    y = np.tanh(x)\n"
+        "    return y, lambda dy: dy * (1 - y)\n"
+        "PAIRS = (make_pair('tanh', tanh, torch.tanh, {'input': (3, 4)}),)\n"
+    )
+
+    def check(*arguments: str) -> Any:
+        return subprocess.run(
+            [sys.executable, "-m", "parity", "check", "--workers", "1", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = check("--pairs", "my_pairs:PAIRS")
+    assert done.returncode == 1, done.stderr
+    assert "activation-derivative" in done.stdout
+    # The command that the report gives shows the failure again.
+    line = next(x for x in done.stdout.splitlines() if x.startswith("  reproduce"))
+    again = check(*shlex.split(line)[3:])
+    assert again.returncode == 1, again.stderr
+    assert "dx: d_input" in again.stdout
+    for path in ("my_pairs", "my_pairs:ROWS", "no_such_module:PAIRS", "my_pairs:np"):
+        done = check("--pairs", path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("parity: --pairs")
+        assert done.stderr.count("\n") == 1
+
+
+def test_make_pair_serves_the_harness() -> None:
+    from parity.runs import run_pair
+
+    pair = make_pair("scale", scale_with_vjp, scale, **SHAPES)
+    result = run_pair(pair, "float64", examples=3)
+    assert not result.failures
+    assert result.tensors == 3
+
+
+def test_importing_parity_is_light() -> None:
+    code = "import parity, parity.pytest_plugin, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
