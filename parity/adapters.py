@@ -7,9 +7,10 @@ Each takes a pair and a case and returns the `Problem`: the numbers, the candida
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from parity.bounds import register_decomposition
-from parity.bounds.vmapped import gradients, watch
 from parity.bounds.vmapped import gradients, watch
 from parity.masks import TorchMasks
 from parity.pair import Arrays, Candidate, Pair, Problem, Vjp, construct, load
@@ -79,12 +79,28 @@ def module_candidate(module: Any, **options: Any) -> Candidate:
 
         def vjp(cotangents: Arrays) -> Arrays:
             dx, gradients = module.backward(cotangents["out"], cache)
+            if "input_grad" in signature(module.backward).parameters:
+                _check_without_input(module, cotangents["out"], cache, gradients)
             result: Arrays = {"x": dx} | gradients
             return result
 
         return {"out": out}, vjp
 
     return candidate
+
+
+def _check_without_input(
+    module: Any, dy: Array, cache: Any, gradients: Mapping[str, Array]
+) -> None:
+    """Raise unless a backward that spares the input's gradient gives the others."""
+    dx, alone = module.backward(dy, cache, input_grad=False)
+    if dx is not None or alone.keys() != gradients.keys():
+        raise ValueError("backward with input_grad=False must return None and the rest")
+    for name, gradient in gradients.items():
+        if not np.array_equal(alone[name], gradient, equal_nan=True):
+            raise ValueError(
+                f"input_grad=False must leave the gradient of {name} alone"
+            )
 
 
 def module_inference(module: Any, **options: Any) -> Callable[[Arrays], Arrays]:
