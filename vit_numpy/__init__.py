@@ -8,6 +8,8 @@ classes K. A gradient is `d` + the name of what it is the gradient of.
 from vit_numpy import layers
 from vit_numpy.checkpoint import from_pretrained, load, save
 from vit_numpy.config import PRESETS, ViTConfig, preset
+from vit_numpy.ema import EMA
+from vit_numpy.finetune import adapt, frozen_layers, resize_positions
 from vit_numpy.init import init_weights
 from vit_numpy.loss import CrossEntropy, MeanSquaredError
 from vit_numpy.masks import KeyedMasks
@@ -18,6 +20,7 @@ from vit_numpy.schedule import Schedule
 from vit_numpy.train import Trainer, evaluate
 
 __all__ = [
+    "EMA",
     "PRESETS",
     "SGD",
     "Adam",
@@ -29,14 +32,17 @@ __all__ = [
     "Trainer",
     "ViTConfig",
     "VisionTransformer",
+    "adapt",
     "clip_grad_norm",
     "evaluate",
     "from_pretrained",
+    "frozen_layers",
     "init_weights",
     "layers",
     "load",
     "no_grad",
     "param_groups",
     "preset",
+    "resize_positions",
     "save",
 ]

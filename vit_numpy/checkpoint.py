@@ -30,6 +30,7 @@ AnyPath = str | os.PathLike[str]
 HEADER = "vit_parity"
 FORMAT = 1
 OPTIMIZER = "optimizer."
+AVERAGE = "ema."
 KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -41,11 +42,12 @@ class Checkpoint(NamedTuple):
     config : dict
         The fields of the `ViTConfig`.
     arrays : dict of ndarray
-        The parameters by name, and a training's optimizer state under `optimizer.`.
+        The parameters by name; a training's optimizer state under `optimizer.`, and the
+        average of its parameters, if it keeps one, under `ema.`.
     header : dict
         `config`, `backend`, `versions`; `preprocessing` with the `mean` and `std` that
-        images were normalised by, `training` with `step`, `seed` and `epoch`, and
-        `metadata`: each where it was given.
+        images were normalised by, `training` with `step`, `seed`, `epoch` and
+        `progress`, and `metadata`: each where it was given.
     """
 
     config: dict[str, Any]
@@ -120,7 +122,8 @@ def from_pretrained(
     Returns
     -------
     VisionTransformer
-        Of the file's dtype, float32 or float64.
+        Of the file's dtype, float32 or float64. Its weights are those that the training
+        was scored by: their average over the steps, where the file has one.
 
     Raises
     ------
@@ -134,8 +137,10 @@ def from_pretrained(
     else:
         fields, arrays = _load_foreign(path, config)
     model = _build(path, fields if config is None else config.to_dict())
-    weights = {k: v for k, v in arrays.items() if not k.startswith(OPTIMIZER)}
-    _fill(path, model, weights)
+    weights = _split(arrays)
+    averages = weights[AVERAGE]
+    averages.pop("step", None)
+    _fill(path, model, averages or weights[""])
     return model
 
 
@@ -145,6 +150,7 @@ def save_training(
     epoch: int = 0,
     preprocessing: Mapping[str, Sequence[float]] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
 ) -> None:
     """Write all that a resumed training needs: model, optimizer, step, seed, epoch.
 
@@ -155,12 +161,19 @@ def save_training(
     trainer : Trainer
     epoch : int, default 0
         Epochs finished.
+    progress : dict, optional
+        How far the training is beside, of what JSON can hold: numbers come back with
+        every bit.
     """
     state = trainer.state_dict()
     header = _header(trainer.model, preprocessing, metadata)
-    header["training"] = {k: state[k] for k in ("step", "seed")} | {"epoch": epoch}
-    optimizer = {OPTIMIZER + name: v for name, v in state["optimizer"].items()}
-    _write(path, state["model"] | optimizer, header)
+    header["training"] = {"step": state["step"], "seed": state["seed"], "epoch": epoch}
+    if progress is not None:
+        header["training"]["progress"] = dict(progress)
+    arrays = dict(state["model"])
+    arrays |= {OPTIMIZER + name: v for name, v in state["optimizer"].items()}
+    arrays |= {AVERAGE + name: v for name, v in state.get("ema", {}).items()}
+    _write(path, arrays, header)
 
 
 def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
@@ -192,23 +205,20 @@ def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
                 f"{path} was trained with {name}={value!r}, "
                 f"but the model has {name}={own[name]!r}"
             )
-    optimizer = {
-        name.removeprefix(OPTIMIZER): array
-        for name, array in arrays.items()
-        if name.startswith(OPTIMIZER)
-    }
-    weights = {k: v for k, v in arrays.items() if not k.startswith(OPTIMIZER)}
+    parts = _split(arrays)
+    weights = parts[""]
     _check_dtypes(path, trainer.model, weights)
     training = header["training"]
     try:
-        trainer.load_state_dict(
-            {
-                "step": training["step"],
-                "seed": training["seed"],
-                "model": weights,
-                "optimizer": optimizer,
-            }
-        )
+        state = {
+            "step": training["step"],
+            "seed": training["seed"],
+            "model": weights,
+            "optimizer": parts[OPTIMIZER],
+        }
+        if parts[AVERAGE]:
+            state["ema"] = parts[AVERAGE]
+        trainer.load_state_dict(state)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {_reason(error)}") from None
     return header
@@ -248,6 +258,15 @@ def check_file(path: AnyPath) -> None:
     if not Path(path).is_file():
         kind = "is a folder" if Path(path).is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {kind}; give the path of a checkpoint file")
+
+
+def _split(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """Return a file's arrays by the prefix of their names, and without it."""
+    parts: dict[str, dict[str, Array]] = {"": {}, OPTIMIZER: {}, AVERAGE: {}}
+    for name, array in arrays.items():
+        prefix = next((p for p in (OPTIMIZER, AVERAGE) if name.startswith(p)), "")
+        parts[prefix][name.removeprefix(prefix)] = array
+    return parts
 
 
 def _damaged(path: AnyPath, error: SafetensorError) -> str:
@@ -439,7 +458,7 @@ def write_atomically(path: AnyPath, write: Callable[[str], None]) -> None:
     """Call `write` with a temporary name beside `path`, and rename that to `path`.
 
     Whoever opens `path` finds the file of before or the whole new one, even after a
-    loss of power in between.
+    loss of power in between. Who may read it follows from the umask, as for any file.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -448,7 +467,11 @@ def write_atomically(path: AnyPath, write: Callable[[str], None]) -> None:
         dir=target.parent, prefix=f".{target.name}."
     ) as scratch:
         part = os.path.join(scratch, target.name)
+        # What a new file is allowed is up to the process, and can only be tried out.
+        with open(f"{part}.new", "xb") as new:
+            mode = os.fstat(new.fileno()).st_mode
         write(part)
+        os.chmod(part, mode & 0o777)
         _flush(part)
         os.replace(part, target)
     # A folder cannot be flushed everywhere; where it can, the new name is on disk too.

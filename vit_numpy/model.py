@@ -234,6 +234,7 @@ class VisionTransformer(Module):
         consume: bool = False,
         record: dict[str, Array] | None = None,
         input_grad: bool = True,
+        first_layer: int = 0,
         sink: Callable[[Grads], object] | None = None,
     ) -> tuple[Array | None, Grads]:
         """(B, K) -> (B, C, H, W), and the gradients of all parameters.
@@ -250,6 +251,9 @@ class VisionTransformer(Module):
             Gets the gradients of what `intermediates` returns, under the same names.
         input_grad : bool, default True
             Whether the gradient of the images is wanted; None is returned else.
+        first_layer : int, default 0
+            The first layer that is trained, as `optim.layer_of` counts them: backward
+            stops there, and returns None for the images if that is above 0.
         sink : callable, optional
             Takes over the parameters' gradients, some at a time, as they are made; what
             is returned is empty then.
@@ -288,7 +292,7 @@ class VisionTransformer(Module):
         dx, g_norm = self.norm.backward(dx, cache.c_norm)
         hand_over(scoped("pre_logits", g_pre_logits) | scoped("fc_norm", g_fc_norm))
         hand_over(scoped("attn_pool", g_attn_pool) | scoped("norm", g_norm))
-        for i in reversed(range(len(self.blocks))):
+        for i in reversed(range(max(first_layer - 1, 0), len(self.blocks))):
             c_block = cache.c_blocks.pop() if consume else cache.c_blocks[i]
             branches: dict[str, Array] | None = None if record is None else {}
             if record is not None:
@@ -297,6 +301,8 @@ class VisionTransformer(Module):
             if record is not None and branches is not None:
                 record |= scoped(f"blocks.{i}", branches)
             hand_over(scoped(f"blocks.{i}", g_block))
+        if first_layer:
+            return None, grads
         if record is not None:
             record["embedding"] = dx
         dx, _ = self.pos_drop.backward(dx, cache.c_pos_drop)

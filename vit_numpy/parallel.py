@@ -155,18 +155,18 @@ def fold(
 class PairwiseSum:
     """Adds up the named arrays of several shards, handed in from several threads.
 
-    Shards are added in pairs, the sums of two pairs to each other, and so on. As the
-    pairs are fixed, and a + b is b + a to the bit, the result does not depend on which
-    shard comes first. A sum is made as soon as both its terms are there, by the thread
-    that brings the second, into the memory of the first; so of each array few copies
-    exist at a time.
+    Shards are added in pairs, the sums of two pairs to each other, and so on; the last
+    of an odd number waits for the next round. As the pairs are fixed, and a + b is
+    b + a to the bit, the result does not depend on which shard comes first. A sum is
+    made as soon as both its terms are there, by the thread that brings the second, into
+    the memory of the first; so of each array few copies exist at a time.
 
     Parameters
     ----------
     shards : int
-        Their number, a power of two.
+        Their number.
     names : iterable of str
-        What each shard hands in.
+        What is added up; other arrays that are handed in are let go.
 
     Attributes
     ----------
@@ -195,6 +195,8 @@ class PairwiseSum:
             Some of its arrays; the others come in other calls.
         """
         for name, array in arrays.items():
+            if name not in self.totals:
+                continue
             total = self._climb(shard, name, array)
             if total is not None:
                 self.totals[name] = total
@@ -204,14 +206,15 @@ class PairwiseSum:
         """Add up pairs while the other term is there; return what is the total."""
         width = self._shards
         while width > 1:
-            with self._lock:
-                other = self._waiting.pop((name, width, place ^ 1), None)
-                if other is None:
-                    self._waiting[name, width, place] = array
-                    return None
-            other += array
-            array = other
-            place, width = place // 2, width // 2
+            if place ^ 1 < width:
+                with self._lock:
+                    other = self._waiting.pop((name, width, place ^ 1), None)
+                    if other is None:
+                        self._waiting[name, width, place] = array
+                        return None
+                other += array
+                array = other
+            place, width = place // 2, (width + 1) // 2
         return array
 
 

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from vit_numpy import parallel
 from vit_numpy.config import ViTConfig, check_int, check_positive
+from vit_numpy.ema import EMA
 from vit_numpy.layers.dropout import Dropout, MaskSource
 from vit_numpy.loss import CrossEntropy, Loss
 from vit_numpy.masks import KeyedMasks
 from vit_numpy.model import VisionTransformer
 from vit_numpy.module import Array, no_grad
-from vit_numpy.optim import Optimizer, clip_grad_norm, combined_norm
+from vit_numpy.optim import Optimizer, clip_grad_norm, combined_norm, layer_of
 from vit_numpy.schedule import Schedule
 
 # A shard pays for being handed to a thread from about this many multiplications on,
@@ -74,7 +75,8 @@ class Trainer:
     ----------
     model : VisionTransformer
     optimizer : Optimizer
-        Over the model's parameters. Its learning rate at this moment is the base rate.
+        Over the parameters that are trained: the model's others are frozen. Its
+        learning rate at this moment is the base rate.
     schedule : Schedule, optional
         What the base rate is multiplied by at each step; constant by default.
     loss : CrossEntropy or MeanSquaredError, optional
@@ -83,6 +85,11 @@ class Trainer:
         Largest norm of all gradients together; None does not clip.
     seed : int, at least 0, default 0
         Of the dropout masks, which depend on (seed, step) alone.
+    accumulate : int, at least 1, default 1
+        Parts that a batch is worked through in, one after the other, so that less
+        memory is needed; their gradients add up to that of the batch.
+    ema : EMA, optional
+        An average of the model's parameters, updated after each step.
 
     Attributes
     ----------
@@ -94,7 +101,7 @@ class Trainer:
     Raises
     ------
     TypeError, ValueError
-        If `clip_norm` is not above 0 or `seed` is below 0.
+        If `clip_norm` is not above 0, `seed` is below 0 or `accumulate` below 1.
 
     Notes
     -----
@@ -111,10 +118,13 @@ class Trainer:
         loss: Loss | None = None,
         clip_norm: float | None = None,
         seed: int = 0,
+        accumulate: int = 1,
+        ema: EMA | None = None,
     ) -> None:
         if clip_norm is not None:
             check_positive("clip_norm", clip_norm)
         check_int("seed", seed, 0)
+        check_int("accumulate", accumulate, 1)
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule or Schedule()
@@ -124,7 +134,12 @@ class Trainer:
         self.base_lr = optimizer.lr
         self.steps = 0
         self.masks: StepMasks | None = KeyedMasks(seed) if drops(model) else None
-        self._names = [name for name, _ in model.named_parameters()]
+        self.accumulate = accumulate
+        self.ema = ema
+        trained = {n for group in optimizer.param_groups for n in group["names"]}
+        self._names = [n for n, _ in model.named_parameters() if n in trained]
+        depth = model.config.depth
+        self._first_layer = min(layer_of(name, depth) for name in self._names)
 
     def step(self, images: Array, labels: NDArray[Any]) -> StepResult:
         """Learn from one batch: images (B, C, H, W), targets as the loss takes them.
@@ -147,7 +162,10 @@ class Trainer:
         masks = None if self.masks is None else self.masks.at(self.steps)
         self.optimizer.lr = self.base_lr * self.schedule.factor(self.steps)
 
-        spans = parallel.split(batch_size, num_shards(model.config, batch_size))
+        # One part after the other: threads hold no more shards than there are threads.
+        parts = min(self.accumulate, max(batch_size, 1))
+        shards = parts * num_shards(model.config, batch_size // parts)
+        spans = parallel.split(batch_size, shards)
         total_grads = parallel.PairwiseSum(len(spans), self._names)
 
         def work(index: int) -> _Shard:
@@ -165,6 +183,7 @@ class Trainer:
                 cache,
                 consume=True,
                 input_grad=False,
+                first_layer=self._first_layer,
                 sink=partial(total_grads.add, index),
             )
             return _Shard(value, correct)
@@ -186,6 +205,8 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grad_norm(grads, self.clip_norm)
         self.optimizer.step(grads)
+        if self.ema is not None:
+            self.ema.update()
         self.steps += 1
         return StepResult(
             self.steps - 1,
@@ -203,16 +224,20 @@ class Trainer:
         raise FloatingPointError(failure(what, value, self, next(bad, None)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: `step`, `seed`, `model` and `optimizer`.
+        """Return what a resumed run needs: `step`, `seed`, `model`, `optimizer`, `ema`.
 
-        The last two are dicts of arrays, which are the trainer's own and not copies.
+        The last three are dicts of arrays, which are the trainer's own and not copies;
+        `ema` is there if the trainer has one.
         """
-        return {
+        state = {
             "step": self.steps,
             "seed": self.seed,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state: every later step gives the same bits.
@@ -224,8 +249,16 @@ class Trainer:
         ValueError
             If an array is missing or unknown, or its shape differs.
         """
+        if (self.ema is not None) != ("ema" in state):
+            has, wants = ("an", "none") if self.ema is None else ("no", "one")
+            raise ValueError(
+                f"the state has {has} average of the parameters, but the trainer "
+                f"{wants}; give the same ema to both"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
         self.steps = state["step"]
         if state["seed"] != self.seed:
             self.seed = state["seed"]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vit_torch.config import ViTConfig
 from vit_torch.layers.block import Block
@@ -47,6 +48,10 @@ class VisionTransformer(nn.Module):
     head : Linear, or Identity
     head_dist : Linear, Identity, or None
         The head of the distillation token.
+    recompute : bool
+        Whether a training keeps only what enters each block, and computes the rest
+        again in backward (gradient checkpointing): less memory for more time. False
+        when the model is built; no parameter, as results are the same.
 
     Raises
     ------
@@ -136,6 +141,7 @@ class VisionTransformer(nn.Module):
         self.head_dist: Linear | Identity | None = None
         if config.distillation_token:
             self.head_dist = _head(features, config.num_classes)
+        self.recompute = False
         name_dropouts(self)
 
     def forward(
@@ -161,7 +167,10 @@ class VisionTransformer(nn.Module):
             record["embedding"] = x
         for i, block in enumerate(self.blocks):
             branches: dict[str, Tensor] | None = None if record is None else {}
-            x = block(x, masks, branches)
+            if self.recompute and self.training and record is None:
+                x = checkpoint(block, x, masks, use_reentrant=False)
+            else:
+                x = block(x, masks, branches)
             if record is not None and branches is not None:
                 for name, branch in branches.items():
                     record[f"blocks.{i}.{name}"] = branch

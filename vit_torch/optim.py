@@ -4,7 +4,7 @@ Each is torch's own, under this project's signature and with named state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from vit_torch.config import check_number, check_positive, unknown
 
 
 class ParamGroup(TypedDict):
-    """Parameters that share a weight decay."""
+    """Parameters that share a weight decay and a share of the learning rate."""
 
     names: list[str]
     params: list[Tensor]
     weight_decay: float
+    lr_scale: NotRequired[float]
 
 
 Params = Iterable[tuple[str, Tensor]] | Sequence[ParamGroup]
@@ -31,30 +32,93 @@ def decays(name: str, param: Tensor) -> bool:
     return param.ndim >= 2 and name.rpartition(".")[2] == "weight"
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[ParamGroup]:
-    """Return the model's parameters in two groups: with weight decay, and without.
+def layer_of(name: str, depth: int) -> int:
+    """Return the layer of a parameter: 0 embeds, i + 1 is block i, depth + 1 the rest.
+
+    Tokens and positions belong to the embedding; the last norm, poolings and heads are
+    the rest.
+    """
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        return int(rest.partition(".")[0]) + 1
+    embeds = ("patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token")
+    return 0 if first in embeds else depth + 1
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    frozen: Sequence[str] = (),
+) -> list[ParamGroup]:
+    """Return the model's parameters in groups that are updated alike.
 
     Parameters
     ----------
     model : nn.Module
     weight_decay : float
-        The first group's; biases, norms, tokens and positions go to the second, of 0.
+        Of matrices and convolutions; biases, norms, tokens and positions have 0.
+    layer_decay : float in (0, 1], default 1
+        What the learning rate of a layer is multiplied by for each layer that lies
+        above it (`layer_of`): the head's is whole, the embedding's the smallest.
+    frozen : sequence of str, default ()
+        Parameters that are left out, and so not trained: their names, or those of
+        modules that hold them, as 'blocks.0'.
 
     Returns
     -------
     list of ParamGroup
-        What the optimizers take as `params`. An empty group is left out.
+        What the optimizers take as `params`: with weight decay first, and from the
+        embedding upwards. An empty group is left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number breaks a rule above; if a frozen name is none of the model's, or
+        nothing is left to train.
+
+    References
+    ----------
+    Bao et al. 2022, "BEiT: BERT Pre-Training of Image Transformers", appendix
+    (layer-wise decay).
     """
     check_weight_decay(weight_decay)
-    groups: list[ParamGroup] = [
-        {"names": [], "params": [], "weight_decay": weight_decay},
-        {"names": [], "params": [], "weight_decay": 0.0},
-    ]
-    for name, param in model.named_parameters():
-        group = groups[0 if decays(name, param) else 1]
+    check_number("layer_decay", layer_decay)
+    if not 0 < layer_decay <= 1:
+        raise ValueError(
+            f"layer_decay must be in (0, 1], got layer_decay={layer_decay}"
+        )
+    named = dict(model.named_parameters())
+    for name in frozen:
+        if not any(lies_in(param, name) for param in named):
+            raise ValueError(unknown("parameter or module", name, named))
+    depth = sum(name.endswith(".norm1.weight") for name in named)
+    groups: dict[tuple[bool, int], ParamGroup] = {}
+    for name, param in named.items():
+        if any(lies_in(name, part) for part in frozen):
+            continue
+        decayed = decays(name, param)
+        # Without layer decay all layers share a group, so that updates are few.
+        layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
+        group = groups.setdefault(
+            (not decayed, layer),
+            {
+                "names": [],
+                "params": [],
+                "weight_decay": weight_decay if decayed else 0.0,
+                "lr_scale": layer_decay ** (depth + 1 - layer),
+            },
+        )
         group["names"].append(name)
         group["params"].append(param)
-    return [group for group in groups if group["names"]]
+    if not groups:
+        raise ValueError("frozen must leave a parameter to train, got all of them")
+    return [groups[key] for key in sorted(groups)]
+
+
+def lies_in(name: str, module: str) -> bool:
+    """Tell whether `name` is the parameter `module`, or one in the module."""
+    return name == module or name.startswith(f"{module}.")
 
 
 class _Named(torch.optim.Optimizer):
@@ -65,13 +129,14 @@ class _Named(torch.optim.Optimizer):
     @property
     def lr(self) -> float:
         """The learning rate of the next step; a schedule sets it."""
-        return self.param_groups[0]["lr"]
+        return self._lr
 
     @lr.setter
     def lr(self, lr: float) -> None:
         check_lr(lr)
+        self._lr = lr
         for group in self.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     @property
     def steps(self) -> int:
@@ -193,6 +258,7 @@ class SGD(_Named, torch.optim.SGD):
             weight_decay=weight_decay,
             fused=fused,
         )
+        self.lr = lr
 
 
 class Adam(_Named, torch.optim.Adam):
@@ -249,6 +315,7 @@ class Adam(_Named, torch.optim.Adam):
             weight_decay=weight_decay,
             fused=fused,
         )
+        self.lr = lr
 
 
 class AdamW(_Named, torch.optim.AdamW):
@@ -297,6 +364,7 @@ class AdamW(_Named, torch.optim.AdamW):
             weight_decay=weight_decay,
             fused=fused,
         )
+        self.lr = lr
 
 
 @torch.no_grad()
@@ -413,6 +481,7 @@ def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
         raise ValueError("params must hold at least one parameter, got none")
     for group in groups:
         check_weight_decay(group["weight_decay"])
+        check_positive("lr_scale", group.get("lr_scale", 1.0))
     if len(set(seen)) < len(seen):
         twice = next(name for name in seen if seen.count(name) > 1)
         raise ValueError(f"params must name each parameter once, got {twice!r} twice")

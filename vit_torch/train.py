@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vit_torch.config import check_int, check_positive
-from vit_torch.layers.dropout import Dropout
+from vit_torch.ema import EMA
+from vit_torch.layers.dropout import Dropout, MaskSource
 from vit_torch.loss import CrossEntropy
 from vit_torch.masks import KeyedMasks
 from vit_torch.model import VisionTransformer
@@ -16,10 +17,14 @@ from vit_torch.schedule import Schedule
 
 
 class StepMasks(Protocol):
-    """A mask source for each step: `KeyedMasks`."""
+    """A mask source for each step, and for each part of a batch: `KeyedMasks`."""
 
     def at(self, step: int) -> Self:
         """Return the source of another training step's masks."""
+        ...
+
+    def shard(self, start: int, stop: int) -> MaskSource:
+        """Return the source of the same masks for a part of the batch."""
         ...
 
     def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
@@ -57,7 +62,8 @@ class Trainer:
     ----------
     model : VisionTransformer
     optimizer : SGD, Adam or AdamW
-        Over the model's parameters. Its learning rate at this moment is the base rate.
+        Over the parameters that are trained: the model's others are frozen. Its
+        learning rate at this moment is the base rate.
     schedule : Schedule, optional
         What the base rate is multiplied by at each step; constant by default.
     loss : CrossEntropy or MeanSquaredError, optional
@@ -66,6 +72,16 @@ class Trainer:
         Largest norm of all gradients together; None does not clip.
     seed : int, at least 0, default 0
         Of the dropout masks, which depend on (seed, step) alone.
+    accumulate : int, at least 1, default 1
+        Parts that a batch is worked through in, one after the other, so that less
+        memory is needed; their gradients add up to that of the batch.
+    ema : EMA, optional
+        An average of the model's parameters, updated after each step.
+    amp : bool, default False
+        Compute forward and loss in bfloat16 where torch's autocast holds that to be
+        safe; parameters, gradients and updates stay as they are. torch only.
+    compile : bool, default False
+        Run the model through `torch.compile`; torch only.
 
     Attributes
     ----------
@@ -77,7 +93,7 @@ class Trainer:
     Raises
     ------
     TypeError, ValueError
-        If `clip_norm` is not above 0 or `seed` is below 0.
+        If `clip_norm` is not above 0, `seed` is below 0 or `accumulate` below 1.
     """
 
     def __init__(
@@ -88,10 +104,16 @@ class Trainer:
         loss: nn.Module | None = None,
         clip_norm: float | None = None,
         seed: int = 0,
+        accumulate: int = 1,
+        ema: EMA | None = None,
+        *,
+        amp: bool = False,
+        compile: bool = False,
     ) -> None:
         if clip_norm is not None:
             check_positive("clip_norm", clip_norm)
         check_int("seed", seed, 0)
+        check_int("accumulate", accumulate, 1)
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule or Schedule()
@@ -101,6 +123,14 @@ class Trainer:
         self.base_lr = optimizer.lr
         self.steps = 0
         self.masks: StepMasks | None = KeyedMasks(seed) if drops(model) else None
+        self.accumulate = accumulate
+        self.ema = ema
+        self.amp = amp
+        self._eager_masks = _EagerMasks() if compile else None
+        self._forward = torch.compile(model) if compile else model
+        trained = {n for group in optimizer.param_groups for n in group["names"]}
+        for name, param in model.named_parameters():
+            param.requires_grad_(name in trained)
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
         """Learn from one batch: images (B, C, H, W), targets as the loss takes them.
@@ -123,12 +153,27 @@ class Trainer:
         masks = None if self.masks is None else self.masks.at(self.steps)
         self.optimizer.lr = self.base_lr * self.schedule.factor(self.steps)
         self.optimizer.zero_grad()
-        logits = model(images, masks)
-        loss = self.loss(logits, labels)
-        if not loss.isfinite():
-            values = dict(model.named_parameters()) | model.intermediates(images, masks)
-            self._fail("loss", loss.item(), values)
-        loss.backward()
+        pieces = min(self.accumulate, max(batch_size, 1))
+        total = torch.zeros((), dtype=images.dtype, device=images.device)
+        correct = 0
+        for piece in range(pieces):
+            start = batch_size * piece // pieces
+            stop = batch_size * (piece + 1) // pieces
+            part, targets = images[start:stop], labels[start:stop]
+            part_masks: MaskSource | None = masks
+            if masks is not None and pieces > 1:
+                part_masks = masks.shard(start, stop)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+                logits = self._forward(part, self._eager(part_masks))
+            logits = logits.to(images.dtype)
+            loss = self.loss(logits, targets, batch_size)
+            if not loss.isfinite():
+                values = dict(model.named_parameters())
+                values |= model.intermediates(part, part_masks)
+                self._fail("loss", loss.item(), values)
+            loss.backward()
+            total += loss.detach()
+            correct += count_correct(logits, targets)
         grads = {
             name: param.grad
             for name, param in model.named_parameters()
@@ -140,14 +185,23 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grad_norm(grads, self.clip_norm)
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
         self.steps += 1
         return StepResult(
             self.steps - 1,
-            loss.item(),
-            count_correct(logits, labels) / batch_size,
+            total.item(),
+            correct / batch_size,
             norm.item(),
             self.optimizer.lr,
         )
+
+    def _eager(self, masks: MaskSource | None) -> MaskSource | None:
+        """Return masks that a compiled model can ask for."""
+        if masks is None or self._eager_masks is None:
+            return masks
+        self._eager_masks.source = masks
+        return self._eager_masks
 
     def _fail(self, what: str, value: float, tensors: Mapping[str, Tensor]) -> None:
         """Raise the error of a step that is not finite."""
@@ -155,16 +209,20 @@ class Trainer:
         raise FloatingPointError(failure(what, value, self, next(bad, None)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: `step`, `seed`, `model` and `optimizer`.
+        """Return what a resumed run needs: `step`, `seed`, `model`, `optimizer`, `ema`.
 
-        The last two are dicts of arrays, which are the trainer's own and not copies.
+        The last three are dicts of arrays, which are the trainer's own and not copies;
+        `ema` is there if the trainer has one.
         """
-        return {
+        state = {
             "step": self.steps,
             "seed": self.seed,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state: every later step gives the same bits.
@@ -176,12 +234,40 @@ class Trainer:
         ValueError
             If an array is missing or unknown, or its shape differs.
         """
+        if (self.ema is not None) != ("ema" in state):
+            has, wants = ("an", "none") if self.ema is None else ("no", "one")
+            raise ValueError(
+                f"the state has {has} average of the parameters, but the trainer "
+                f"{wants}; give the same ema to both"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
         self.steps = state["step"]
         if state["seed"] != self.seed:
             self.seed = state["seed"]
             self.masks = KeyedMasks(self.seed) if drops(self.model) else None
+
+
+class _EagerMasks:
+    """Draws masks outside of the graph of a compiled model.
+
+    The same object serves every step, as a new one would have the model compiled anew.
+    """
+
+    def __init__(self) -> None:
+        self.source: MaskSource | None = None
+        self._draw = torch.compiler.disable(self._keep)
+
+    def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
+        """Return the mask of the layer `name`: False with probability `p`."""
+        return self._draw(name, shape, p)
+
+    def _keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
+        if self.source is None:
+            raise ValueError("masks must have a source before a step, got none")
+        return self.source.keep(name, shape, p)
 
 
 def evaluate(model: VisionTransformer, images: Tensor, batch_size: int = 256) -> Tensor:

@@ -1,0 +1,232 @@
+"""Starting from a trained model: another head, image size, frozen layers."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_numpy.config import ViTConfig, check_choice, check_int
+from vit_numpy.init import init_weights
+from vit_numpy.model import VisionTransformer
+from vit_numpy.module import Array
+
+MODES = (
+    "bicubic",
+    "bicubic-antialias",
+    "bicubic-corners",
+    "bilinear",
+    "bilinear-antialias",
+    "bilinear-corners",
+)
+
+# What a model may be given anew; everything else is what its weights were trained for.
+ADAPTABLE = (
+    "image_size",
+    "num_classes",
+    "pos_drop",
+    "attn_drop",
+    "proj_drop",
+    "act_drop",
+    "mlp_drop",
+    "drop_path",
+)
+
+
+def adapt(
+    model: VisionTransformer,
+    config: ViTConfig,
+    mode: str = "bicubic",
+    seed: int = 0,
+    new_head: bool = True,
+) -> VisionTransformer:
+    """Return a model of another head, image size or dropout, with a model's weights.
+
+    Parameters
+    ----------
+    model : VisionTransformer
+        Left as it is.
+    config : ViTConfig
+        The model's own but for classes, image size and dropout.
+    mode : str, default 'bicubic'
+        How learned positions get to another grid: see `resize_positions`.
+    seed : int, default 0
+        Of what is new and does not start from zero.
+    new_head : bool, default True
+        Whether the head starts from zero; it must where the classes are others.
+
+    Returns
+    -------
+    VisionTransformer
+        Of the model's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `config` differs in anything else, or a weight does not fit the new size.
+    """
+    own = model.config
+    for field in dataclasses.fields(config):
+        was, wanted = getattr(own, field.name), getattr(config, field.name)
+        if field.name not in ADAPTABLE and was != wanted:
+            raise ValueError(
+                f"a trained model keeps its {field.name}={was!r}, got {wanted!r}; "
+                f"to be changed are {', '.join(ADAPTABLE)}"
+            )
+    weights = model.state_dict()
+    adapted = VisionTransformer(config).to(model.patch_embed.proj.weight.dtype)
+    init_weights(adapted, seed)
+    state = adapted.state_dict()
+    if own.pos_embed == "learned":
+        weights["pos_embed"] = resize_positions(
+            weights["pos_embed"],
+            own.grid,
+            config.grid,
+            own.num_prefix_tokens if own.pos_prefix else 0,
+            mode,
+        )
+    heads = ("head.", "head_dist.") if new_head else ()
+    for name, array in state.items():
+        if name.startswith(heads):
+            continue
+        if name not in weights or weights[name].shape != array.shape:
+            got = "none" if name not in weights else f"shape {weights[name].shape}"
+            raise ValueError(
+                f"{name} must have shape {array.shape} in the new model, got {got}; "
+                "keep image_size and num_classes, or take a new head"
+            )
+        array[...] = weights[name]
+    return adapted
+
+
+def frozen_layers(config: ViTConfig, blocks: int) -> tuple[str, ...]:
+    """Return what `param_groups` leaves out to freeze the embedding and first blocks.
+
+    Parameters
+    ----------
+    config : ViTConfig
+    blocks : int
+        From the first on. 0 freezes nothing; the embedding is frozen with any block.
+        More than there are freezes the last norm and poolings too, and leaves the
+        heads: a linear probe.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `blocks` is no int, or below 0.
+    """
+    check_int("blocks", blocks, 0)
+    if not blocks:
+        return ()
+    names = ["patch_embed"]
+    tokens = (
+        ("cls_token", config.class_token),
+        ("dist_token", config.distillation_token),
+        ("reg_token", config.num_registers),
+        ("pos_embed", config.pos_embed == "learned"),
+    )
+    names += [name for name, there in tokens if there]
+    names += [f"blocks.{i}" for i in range(min(blocks, config.depth))]
+    if blocks > config.depth:
+        after = (
+            ("norm", config.final_norm == "before"),
+            ("attn_pool", config.pool == "map"),
+            ("fc_norm", config.final_norm == "after"),
+            ("pre_logits", config.pre_logits is not None),
+        )
+        names += [name for name, there in after if there]
+    return tuple(names)
+
+
+def resize_positions(
+    table: Array,
+    old_grid: Sequence[int],
+    new_grid: Sequence[int],
+    prefix: int = 0,
+    mode: str = "bicubic",
+) -> Array:
+    """Return a table of positions for another grid of patches, interpolated.
+
+    Parameters
+    ----------
+    table : ndarray of shape (1, prefix + N, D)
+    old_grid, new_grid : (int, int)
+        Rows and columns of patches.
+    prefix : int, default 0
+        Positions in front that belong to no patch; they are kept.
+    mode : str, default 'bicubic'
+        'bicubic' (as Hugging Face does), 'bicubic-antialias' (timm), 'bicubic-corners'
+        (torchvision), 'bilinear' (timm, for Google's files), 'bilinear-antialias', or
+        'bilinear-corners' (Google). Pixels are areas; with 'corners' they are points,
+        and the outermost stay where they are.
+
+    Returns
+    -------
+    ndarray of shape (1, prefix + N', D)
+        Of the table's dtype; computed in float64. The table itself for the same grid.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the mode is unknown, or the table does not have the grid's length.
+
+    References
+    ----------
+    Keys 1981, "Cubic Convolution Interpolation for Digital Image Processing". The
+    constants are those of `torch.nn.functional.interpolate`: a = -0.75, and -0.5 where
+    it is antialiased.
+    """
+    check_choice("mode", mode, MODES)
+    rows, columns = old_grid
+    if table.shape[1] != prefix + rows * columns:
+        raise ValueError(
+            f"table must hold {prefix} + {rows}·{columns} positions, "
+            f"got {table.shape[1]}"
+        )
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    grid = table[0, prefix:].reshape(rows, columns, -1).astype(np.float64)
+    down = _interpolation(rows, new_grid[0], mode)
+    across = _interpolation(columns, new_grid[1], mode)
+    resized = np.einsum("ir,rcd,jc->ijd", down, grid, across, optimize=True)
+    resized = resized.reshape(1, -1, table.shape[2]).astype(table.dtype)
+    return np.concatenate([table[:, :prefix], resized], axis=1)
+
+
+def _interpolation(old: int, new: int, mode: str) -> NDArray[np.float64]:
+    """Return the matrix (new, old) that interpolates a line."""
+    kind, _, way = mode.partition("-")
+    place = np.arange(new)
+    if way == "antialias":
+        # The kernel is as wide as a new pixel where that is wider than an old one.
+        width = max(old / new, 1.0)
+        centre = (place + 0.5) * (old / new) - 0.5
+        distance = (np.arange(old) - centre[:, None]) / width
+        weights = _triangle(distance) if kind == "bilinear" else _cubic(distance, -0.5)
+        normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        return normalised
+    if way == "corners":
+        centre = place * ((old - 1) / max(new - 1, 1))
+    else:
+        centre = (place + 0.5) * (old / new) - 0.5
+    taps = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)
+    distance = taps - centre[:, None]
+    weights = _triangle(distance) if kind == "bilinear" else _cubic(distance, -0.75)
+    matrix = np.zeros((new, old))
+    # What lies outside is what lies at the border.
+    np.add.at(matrix, (place[:, None], taps.clip(0, old - 1)), weights)
+    return matrix
+
+
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the kernel of linear interpolation at distance x."""
+    kernel: NDArray[np.float64] = np.maximum(1 - np.abs(x), 0)
+    return kernel
+
+
+def _cubic(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
+    """Return Keys's kernel at distance x, equation 4, with a free constant."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
