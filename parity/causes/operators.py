@@ -114,6 +114,15 @@ def _layer_norm(
     return F.layer_norm(x, normalized_shape, weight, bias, eps)
 
 
+def _rms_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    return F.rms_norm(x, normalized_shape, weight, eps)
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
@@ -136,6 +145,7 @@ _ORIGINALS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "softmax": _softmax,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "linear": _linear,
     "conv2d": F.conv2d,
     "add": torch.add,
@@ -500,6 +510,75 @@ def _normalisation() -> list[OperatorVariant]:
         variants += _backward("norm-affine", op, rule, detail)
     variants += _backward(
         "backward-skipped", op, _norm_passes_dy, "of the normalisation"
+    )
+    return variants
+
+
+@dataclass(frozen=True)
+class _RMSNorm:
+    """Normalisation by the root of the mean square, with one thing changed."""
+
+    eps: float | None = None
+    outside: bool = False
+    centred: bool = False
+    summed: bool = False
+    with_weight: bool = True
+    weight_plus: float = 0.0
+    detach: bool = False
+    weight_in_dx: bool = True
+
+    def __call__(
+        self,
+        x: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Any:
+        if self.eps is not None and self.eps == eps:
+            return NotImplemented
+        given = torch.finfo(x.dtype).eps if eps is None else eps
+        eps = given if self.eps is None else self.eps
+        dims = tuple(range(-len(normalized_shape), 0))
+        if self.centred:
+            x = x - x.mean(dims, keepdim=True)
+        square = x * x
+        size = (
+            square.sum(dims, keepdim=True)
+            if self.summed
+            else square.mean(dims, keepdim=True)
+        )
+        root = size.sqrt() + eps if self.outside else (size + eps).sqrt()
+        y = x / (root.detach() if self.detach else root)
+        if weight is None or not self.with_weight:
+            return y
+        weight = weight + self.weight_plus
+        return (
+            y * weight
+            if self.weight_in_dx
+            else y
+            + (y * weight - y).detach()
+            + (y.detach() * weight - (y * weight).detach())
+        )
+
+
+def _rms_normalisation() -> list[OperatorVariant]:
+    variants: list[OperatorVariant] = []
+    op = "rms_norm"
+    for eps in _EPS:
+        variants += _everywhere("norm-eps", op, _RMSNorm(eps=eps), f"eps = {eps:g}")
+    for cause, norm, detail in (
+        ("norm-eps-placement", _RMSNorm(outside=True), "added to the root"),
+        ("norm-statistics", _RMSNorm(centred=True), "the mean is subtracted"),
+        ("norm-statistics", _RMSNorm(summed=True), "a sum in the place of the mean"),
+        ("norm-affine", _RMSNorm(with_weight=False), "without the scale"),
+        ("norm-affine", _RMSNorm(weight_plus=1.0), "scaled by 1 + weight"),
+    ):
+        variants += _everywhere(cause, op, norm, detail)
+    variants += _backward(
+        "norm-backward", op, _RMSNorm(detach=True), "the root as a constant"
+    )
+    variants += _backward(
+        "norm-affine", op, _RMSNorm(weight_in_dx=False), "dx from dy, not dy * weight"
     )
     return variants
 
@@ -1374,6 +1453,7 @@ def _upstream() -> list[OperatorVariant]:
 OPERATORS: tuple[OperatorVariant, ...] = tuple(
     _activations()
     + _normalisation()
+    + _rms_normalisation()
     + _products()
     + _attention()
     + _structure()
