@@ -73,7 +73,6 @@ _HEADS = (
     "        return x.transpose(2, 0, 3, 1, 4)\n"
 )
 _SUM = "        dlogits -= np.vecdot(e, dlogits)[..., None] / total\n"
-_BETA2 = "        a /= math.sqrt(1 - beta2**self.steps)\n        a += self.eps\n"
 _SMOOTHED = "            picked = (1 - s) * picked + s / log_p.shape[1] * log_p.sum()\n"
 
 DEFECTS: tuple[Defect, ...] = (
@@ -135,14 +134,12 @@ DEFECTS: tuple[Defect, ...] = (
         _NORM,
         "input written to",
         (
-            "        dx_hat = dy * self.weight\n",
-            "        dweight, dbias = column_sum(dy * x_hat), column_sum(dy)\n"
-            "        dx_hat = dy\n"
-            "        dx_hat *= self.weight\n",
-        ),
-        (
-            '{"weight": column_sum(dy * x_hat), "bias": column_sum(dy)}',
-            '{"weight": dweight, "bias": dbias}',
+            "        dx = dy * self.weight\n"
+            "        dx -= (dy @ mean_weight)[..., None]\n",
+            "        mean = (dy @ mean_weight)[..., None]\n"
+            "        dx = dy\n"
+            "        dx *= self.weight\n"
+            "        dx -= mean\n",
         ),
     ),
     _defect(
@@ -508,27 +505,25 @@ DEFECTS: tuple[Defect, ...] = (
         "optim.py",
         "Adam eps inside the root",
         (
-            "        np.sqrt(v, out=a)\n" + _BETA2,
-            "        np.divide(v, 1 - beta2**self.steps, out=a)\n"
+            "        np.sqrt(v, out=a)\n        a += self.eps * root\n",
+            "        np.divide(v, root * root, out=a)\n"
             "        a += self.eps\n"
             "        np.sqrt(a, out=a)\n",
         ),
+        ("a *= lr * root / (1 -", "a *= lr / (1 -"),
     ),
     _defect(
         "Adam's eps before the correction",
         "optim.py",
         "Adam eps before bias correction",
-        (
-            _BETA2,
-            "        a += self.eps\n        a /= math.sqrt(1 - beta2**self.steps)\n",
-        ),
+        ("a += self.eps * root", "a += self.eps"),
     ),
     _defect(
         "Adam without bias correction",
         "optim.py",
         "Adam bias correction missing",
-        (_BETA2, "        a += self.eps\n"),
-        ("a *= self.lr / (1 - beta1**self.steps)", "a *= self.lr"),
+        ("root = math.sqrt(1 - beta2**self.steps)", "root = 1.0"),
+        ("a *= lr * root / (1 - beta1**self.steps)", "a *= lr"),
     ),
     _defect(
         "Adam counts no steps",
@@ -561,7 +556,7 @@ DEFECTS: tuple[Defect, ...] = (
         "decay not times the learning rate",
         "optim.py",
         "weight decay not times lr",
-        ("p *= 1 - self.lr * block.weight_decay", "p *= 1 - block.weight_decay"),
+        ("p *= 1 - lr * block.weight_decay", "p *= 1 - block.weight_decay"),
     ),
     _defect(
         "decay of every parameter",
@@ -623,8 +618,8 @@ DEFECTS: tuple[Defect, ...] = (
         "functional.py",
         "strides ignored",
         (
-            "    rows = x.reshape(-1, x.shape[-1])\n    return",
-            '    rows = x.ravel(order="K").reshape(-1, x.shape[-1])\n    return',
+            "    rows = x.reshape(-1, x.shape[-1])\n    return np",
+            '    rows = x.ravel(order="K").reshape(-1, x.shape[-1])\n    return np',
         ),
     ),
     _defect(
