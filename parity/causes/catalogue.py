@@ -374,6 +374,11 @@ CAUSES: dict[str, Cause] = _by_name(
         "keep what backward needs in the returned cache, not on the object",
     ),
     (
+        "cache-kept",
+        "forward keeps a cache, or gives another result, where it must keep nothing",
+        "return saved(cache), which is None under no_grad",
+    ),
+    (
         "random-backward",
         "the same call gives another result each time",
         "draw random numbers in forward only, from a seeded source, and keep them",

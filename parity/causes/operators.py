@@ -1276,6 +1276,17 @@ def _loss_factor(factor: Callable[[Tensor], float]) -> Rule:
     return rule
 
 
+def _mean_of_loss(power: int) -> Rule:
+    """Divide the sum of a loss by a power of its divisor."""
+
+    def rule(a: Any, b: Any, **options: Any) -> Any:
+        if not isinstance(a, Tensor) or a.ndim or not _scalar(b) or b == 1:
+            return NotImplemented
+        return a / b**power
+
+    return rule
+
+
 def _square_factor(factor: Callable[[Tensor], float]) -> Rule:
     def rule(outputs: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
         return F.mse_loss(outputs, target, *args, **options) * factor(outputs)
@@ -1355,6 +1366,8 @@ def _losses() -> list[OperatorVariant]:
     }.items():
         variants += _everywhere(name, op, _loss_factor(factor))
         variants += _everywhere(name, "mse_loss", _square_factor(factor))
+    for name, power in (("loss-averaged-twice", 2), ("loss-not-averaged", 0)):
+        variants += _everywhere(name, "div", _mean_of_loss(power))
     variants += _everywhere(
         "loss-averaged-twice",
         op,
