@@ -89,6 +89,21 @@ def one_blas_thread() -> AbstractContextManager[Any]:
     return controller.limit(limits=1, user_api="blas") if controller else nullcontext()
 
 
+def all_blas_threads() -> AbstractContextManager[Any]:
+    """Return a context in which a matrix product runs on as many threads as work does.
+
+    BLAS cuts up rows and columns of the result, not the sums, so that this changes no
+    bit. Without threadpoolctl it changes nothing at all.
+    """
+    controller = _blas_controller()
+    if controller is None:
+        return nullcontext()
+    context: AbstractContextManager[Any] = controller.limit(
+        limits=_num_threads, user_api="blas"
+    )
+    return context
+
+
 def fold(
     function: Callable[[Item], Result],
     items: Sequence[Item],

@@ -281,12 +281,20 @@ def evaluate(model: VisionTransformer, images: Array, batch_size: int = 256) -> 
         As the model's forward; if `batch_size` is no int, or below 1.
     """
     check_int("batch_size", batch_size, 1)
-    starts = range(0, max(len(images), 1), batch_size)
+    spans = []
+    for start in range(0, max(len(images), 1), batch_size):
+        size = min(batch_size, len(images) - start)
+        pieces = parallel.split(size, _num_pieces(model.config, size))
+        spans += [(start + first, start + last) for first, last in pieces]
     with no_grad():
-        logits = parallel.parallel_map(
-            lambda start: model(images[start : start + batch_size]), starts
+        if len(spans) == 1:
+            # Too little for threads of its own, but not for those of its products.
+            with parallel.all_blas_threads():
+                logits: Array = model(images)
+            return logits
+        return np.concatenate(
+            parallel.parallel_map(lambda span: model(images[slice(*span)]), spans)
         )
-    return np.concatenate(logits)
 
 
 def num_shards(config: ViTConfig, batch_size: int) -> int:
@@ -295,15 +303,20 @@ def num_shards(config: ViTConfig, batch_size: int) -> int:
     It follows from the work in a batch, never from the machine, so that results do not
     depend on where they were computed.
     """
+    return min(_num_pieces(config, batch_size), _MOST_SHARDS)
+
+
+def _num_pieces(config: ViTConfig, batch_size: int) -> int:
+    """Return in how many pieces threads had best work on a batch: a power of two."""
     tokens, dim = config.num_tokens, config.dim
     per_token = 4 * dim * dim + 2 * dim * config.mlp_dim + 2 * tokens * dim
     rows = batch_size * tokens
     work = rows * config.depth * per_token
     most = max(rows // _SHARD_ROWS, 2)
-    shards = 1
-    while 2 * shards <= min(_MOST_SHARDS, batch_size, most, work // _SHARD_WORK):
-        shards *= 2
-    return shards
+    pieces = 1
+    while 2 * pieces <= min(batch_size, most, work // _SHARD_WORK):
+        pieces *= 2
+    return pieces
 
 
 def count_correct(logits: Array, targets: NDArray[Any]) -> int:

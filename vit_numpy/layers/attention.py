@@ -135,7 +135,7 @@ class Attention(Module):
         q, c_q_norm = self.q_norm.forward(q)
         k, c_k_norm = self.k_norm.forward(k)
         # exp_scores takes powers of two, which cost less than powers of e.
-        q = q * (self.scale * LOG2_E)
+        q *= self.scale * LOG2_E
         e, total = exp_scores(q, k)
         e_kept, c_attn_drop = self.attn_drop.forward(e, masks)
         h = np.empty(x.shape, x.dtype)

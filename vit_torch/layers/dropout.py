@@ -62,6 +62,9 @@ class Dropout(nn.Module):
             return x
         shape = self.mask_shape(tuple(x.shape))
         if masks is None:
+            # A mask of the input's own shape needs no array of ones to be drawn on.
+            if shape == tuple(x.shape):
+                return F.dropout(x, self.p)
             return x * F.dropout(x.new_ones(shape), self.p)
         keep = masks.keep(self.name, shape, self.p).to(x.device)
         return x * keep / (1 - self.p)
