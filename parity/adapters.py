@@ -296,17 +296,19 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
 
 
 def groups_problem(pair: Pair, case: Case) -> Problem:
-    """Compare two optimizers on a layer, its parameters grouped by their names.
+    """Compare two optimizers on a network, its parameters grouped by their names.
 
     The NumPy side has them in one flat buffer if the configuration says ``flat``, and
     saves its state and goes on from it after every step if it says ``resumed``.
     """
     config = dict(case.config)
-    steps, decay = config.pop("steps"), config.pop("weight_decay")
-    flat, resumed = config.pop("flat"), config.pop("resumed")
-    layer = {name: config.pop(name) for name in ("dim", "hidden_dim")}
-    module = load("vit_numpy.layers.mlp:MLP")(**layer)
-    twin = load("vit_torch.layers.mlp:MLP")(**layer)
+    kind, arguments = config.pop("network")
+    steps, flat, resumed = (config.pop(name) for name in ("steps", "flat", "resumed"))
+    grouping = {
+        name: config.pop(name) for name in ("weight_decay", "layer_decay", "frozen")
+    }
+    module = construct(load(f"vit_numpy.{kind}"), arguments)
+    twin = construct(load(f"vit_torch.{kind}"), arguments)
     parameters = parameters_of(module, case.seed)
     inputs = dict(parameters)
     for step in range(steps):
@@ -316,32 +318,30 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
 
     def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
         optim = import_module("vit_numpy.optim")
-        module.to(inputs["fc1.weight"].dtype)
+        dtype = next(iter(inputs.values())).dtype
+        module.to(dtype)
         bind(module, {name: inputs[name].copy() for name in parameters})
         buffer = optim.flatten_parameters(module) if flat else None
-
-        def make() -> Any:
-            groups = optim.param_groups(module, decay)
-            return pair.load_candidate()(groups, **config)
-
-        optimizer = make()
+        groups = optim.param_groups(module, **grouping)
+        trained = [name for group in groups for name in group["names"]]
+        optimizer = pair.load_candidate()(groups, **config)
         for step in range(steps):
-            optimizer.step({n: inputs[f"gradient{step}.{n}"] for n in parameters})
+            optimizer.step({n: inputs[f"gradient{step}.{n}"] for n in trained})
             if resumed:
                 state = {n: a.copy() for n, a in optimizer.state_dict().items()}
-                optimizer = make()
+                optimizer = pair.load_candidate()(groups, **config)
                 optimizer.load_state_dict(state)
-        trained = module.state_dict()
+        outputs = module.state_dict()
         if buffer is not None:
-            trained["buffer"] = buffer
-        return trained, lambda cotangents: {}
+            outputs["buffer"] = buffer
+        return outputs, lambda cotangents: {}
 
     def function(**inputs: Tensor) -> dict[str, Tensor]:
         optim = import_module("vit_torch.optim")
         tensors = {name: inputs[name].clone() for name in parameters}
         groups = [
             group | {"params": [tensors[name] for name in group["names"]]}
-            for group in optim.param_groups(twin, decay)
+            for group in optim.param_groups(twin, **grouping)
         ]
         optimizer = pair.load_reference()(groups, **config)
         for step in range(steps):
@@ -350,16 +350,10 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
             optimizer.step()
         if not flat:
             return tensors
-        # In the buffer what decays comes first.
-        matrices, others = (
-            [
-                v.reshape(-1)
-                for n, v in tensors.items()
-                if n.endswith(".weight") == first
-            ]
-            for first in (True, False)
-        )
-        return tensors | {"buffer": torch.cat([*matrices, *others])}
+        # In the buffer the matrices and kernels, which decay, come first.
+        first = [n for n in tensors if n.endswith(".weight") and parameters[n].ndim > 1]
+        order = first + [name for name in tensors if name not in first]
+        return tensors | {"buffer": torch.cat([tensors[n].reshape(-1) for n in order])}
 
     return Problem(inputs, candidate, function, differentiate=False)
 
