@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def count_false_alarms(
     -------
     dict
         'checks', 'cases', 'failures', and 'max_bound_used', the largest share of its
-        bound that any result came to.
+        bound that any result came to; None where one has no share, as of a wrong dtype.
     """
     made = cases = failures = round_number = 0
     largest = 0.0
@@ -61,5 +62,5 @@ def count_false_alarms(
         "checks": made,
         "cases": cases,
         "failures": failures,
-        "max_bound_used": largest,
+        "max_bound_used": largest if math.isfinite(largest) else None,
     }
