@@ -30,6 +30,26 @@ _ONE_SIDED = frozenset({"device", "compile", "amp", "fused", "consume"})
 
 
 @dataclass(frozen=True)
+class Errors:
+    """How far from the float64 truth both sides are, in one tensor of one case.
+
+    In units of what rounding alone explains, the spread of the reference: its root
+    mean square for the root mean squares, its maximum for the maxima.
+
+    Attributes
+    ----------
+    candidate, torch : float
+        Root mean squares over the tensor.
+    candidate_max, torch_max : float
+    """
+
+    candidate: float
+    torch: float
+    candidate_max: float
+    torch_max: float
+
+
+@dataclass(frozen=True)
 class Finding:
     """What a check says about one tensor.
 
@@ -52,6 +72,8 @@ class Finding:
         The smallest relative error in one element that would have been flagged.
     seen : float, optional
         Part of the elements in which a wrong value would have been flagged.
+    errors : Errors, optional
+        In float32, of both sides; float64 has no truth beyond it.
     """
 
     check: str
@@ -64,6 +86,7 @@ class Finding:
     truth: float | None = None
     sensitivity: float | None = None
     seen: float | None = None
+    errors: Errors | None = None
 
     @property
     def failed(self) -> bool:
@@ -284,6 +307,7 @@ def _compare(
             truth=float(quantity.value[index]),
             sensitivity=_sensitivity(trial, name),
             seen=_seen(trial, name),
+            errors=_errors_of(trial, name, got),
         )
 
 
@@ -327,6 +351,28 @@ def _sensitivity(trial: Trial, name: str) -> float | None:
     with np.errstate(over="ignore"):
         smallest = float(np.min(ref.bound(name)[counted] / magnitude[counted]))
     return max(smallest, float(np.finfo(trial.dtype).eps))
+
+
+def _errors_of(trial: Trial, name: str, got: Array) -> Errors | None:
+    """Measure both sides against the truth; None where no rounding could be seen."""
+    if trial.dtype != "float32":
+        return None
+    quantity, counted = trial.reference.quantities[name], _counted(trial, name)
+    counted &= np.isfinite(quantity.native) & np.isfinite(quantity.value)
+    counted &= np.isfinite(got)
+    truth, spread = quantity.value[counted], quantity.spread[counted]
+    if not spread.any():
+        return None
+    off = [np.abs(side[counted] - truth) for side in (got, quantity.native)]
+    candidate, torch = (_rms(errors) / _rms(spread) for errors in off)
+    candidate_max, torch_max = (float(errors.max() / spread.max()) for errors in off)
+    return Errors(candidate, torch, candidate_max, torch_max)
+
+
+def _rms(x: Array) -> float:
+    largest = float(np.abs(x).max())
+    # Squares of subnormal numbers would vanish.
+    return largest * math.sqrt(float(np.mean((x / largest) ** 2))) if largest else 0.0
 
 
 # --- the candidate alone --------------------------------------------------------------

@@ -79,6 +79,22 @@ class Blind:
     where: Callable[[Mapping[str, Any]], Any] = _everywhere
 
 
+@dataclass(frozen=True)
+class LessAccurate:
+    """A tensor whose float32 error is more than twice PyTorch's, though no defect.
+
+    Attributes
+    ----------
+    tensor : str
+        Name or pattern, as 'd_*'.
+    reason : str
+        Where the error comes from, and why it stays.
+    """
+
+    tensor: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """A candidate, a reference, and the cases that they are compared on.
@@ -99,6 +115,8 @@ class Pair:
         Those that it is compared in.
     blind : tuple of Blind
         Gradients that are zero in truth, with the reason.
+    less_accurate : tuple of LessAccurate
+        Where the candidate's float32 error is more than twice PyTorch's, and why.
     refused : tuple of dict
         Constructor arguments that both sides must refuse in the same words.
     refused_calls : tuple of (dict, tuple)
@@ -115,6 +133,7 @@ class Pair:
     regimes: tuple[str, ...] = REGIMES
     dtypes: tuple[str, ...] = ("float64", "float32")
     blind: tuple[Blind, ...] = ()
+    less_accurate: tuple[LessAccurate, ...] = ()
     refused: tuple[dict[str, Any], ...] = ()
     refused_calls: tuple[tuple[dict[str, Any], tuple[Any, ...]], ...] = ()
     mirrored: bool = True
@@ -126,6 +145,13 @@ class Pair:
             for blind in self.blind
             if fnmatchcase(tensor, blind.tensor)
         ]
+
+    def why_less_accurate(self, tensor: str) -> str | None:
+        """Return the reason that is listed for a tensor, if there is one."""
+        for listed in self.less_accurate:
+            if fnmatchcase(tensor, listed.tensor):
+                return listed.reason
+        return None
 
     def load_candidate(self) -> Any:
         """Import the candidate."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import statistics
 import tempfile
 from collections.abc import Sequence
 from itertools import groupby
@@ -14,7 +15,7 @@ from typing import Any
 
 from parity.checks import PAIR_CHECKS, Finding
 from parity.environment import environment
-from parity.runs import Failure, PairResult, Record
+from parity.runs import Accuracy, Failure, PairResult, Record
 from parity.strategies import Case
 
 _HEADERS = (
@@ -26,6 +27,7 @@ _HEADERS = (
     "dx",
     "params",
     "sensitivity",
+    "error",
     "time",
     "",
 )
@@ -40,7 +42,8 @@ def table(results: Sequence[PairResult]) -> str:
 
     'forward', 'dx' and 'params' are the largest shares of the error bound that were
     used (1 is the limit), 'sensitivity' the smallest relative error in one element
-    that is flagged, for the tensor where it is largest.
+    that is flagged, for the tensor where it is largest, and 'error' the candidate's
+    float32 error against float64 in units of PyTorch's, likewise.
     """
     rows = [
         (
@@ -52,6 +55,7 @@ def table(results: Sequence[PairResult]) -> str:
             _share(result.share("dx")),
             _share(result.share("d_params")),
             "–" if result.sensitivity is None else f"{result.sensitivity:.0e}",
+            _share(result.error_ratio),
             f"{result.seconds:.1f} s",
             "FAIL" if result.failures else "ok",
         )
@@ -65,6 +69,16 @@ def table(results: Sequence[PairResult]) -> str:
         lines.append("  ".join(names + values).rstrip())
     lines.insert(1, "─" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def accuracy_notes(results: Sequence[PairResult]) -> list[str]:
+    """Say which tensors are more than twice as far off as PyTorch's, and why."""
+    return [
+        f"{result.pair} {tensor}: {result.accuracies[tensor].ratio:.1f} times "
+        f"PyTorch's float32 error: {reason or 'no reason is listed'}"
+        for result in results
+        for tensor, reason in result.less_accurate.items()
+    ]
 
 
 def summary(results: Sequence[PairResult], seconds: float) -> str:
@@ -154,6 +168,12 @@ def to_json(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
                 "ambiguous": result.ambiguous,
                 "tensors": result.tensors,
                 "sensitivity": result.sensitivity,
+                "error_ratio": _finite(result.error_ratio),
+                "less_accurate": result.less_accurate,
+                "bound_used": {
+                    regime: distribution(shares)
+                    for regime, shares in result.shares.items()
+                },
                 "seconds": result.seconds,
                 "failures": [_failure_json(f, result.table) for f in result.failures],
                 "explanation": None
@@ -216,6 +236,37 @@ def _record_json(result: PairResult, record: Record) -> dict[str, Any]:
         "max_bound_used": _finite(record.share),
         "sensitivity": record.sensitivity,
         "seen": record.seen,
+        "errors": None if record.accuracy is None else _accuracy_json(record.accuracy),
+    }
+
+
+def _accuracy_json(accuracy: Accuracy) -> dict[str, Any]:
+    return {
+        "cases": accuracy.cases,
+        "candidate_rms": accuracy.candidate,
+        "torch_rms": accuracy.torch,
+        "rms_ratio": _finite(accuracy.ratio),
+        "candidate_max": accuracy.candidate_max,
+        "torch_max": accuracy.torch_max,
+        "max_ratio": _finite(accuracy.max_ratio),
+    }
+
+
+BINS = 40
+"""Of a histogram of shares from 0 to 1; one more counts those above."""
+
+
+def distribution(shares: Sequence[float]) -> dict[str, Any]:
+    """Return how many shares there are, their median and maximum, and a histogram."""
+    histogram = [0] * (BINS + 1)
+    for share in shares:
+        # NaN is above, too.
+        histogram[min(int(share * BINS), BINS - 1) if share <= 1 else BINS] += 1
+    return {
+        "count": len(shares),
+        "median": _finite(statistics.median(shares)),
+        "max": _finite(max(shares)),
+        "histogram": histogram,
     }
 
 

@@ -21,7 +21,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
-from parity.checks import VISIBLE, Finding, Trial, judge, judge_pair
+from parity.checks import VISIBLE, Errors, Finding, Trial, judge, judge_pair
 from parity.pair import Pair
 from parity.strategies import Case, cases
 
@@ -36,8 +36,59 @@ EXAMPLES = 42
 _SEEN = 0.9
 _CASES_TO_SEE = 20
 
+TWICE = 2.0
+"""Errors so many times PyTorch's are pointed out, with the reason if one is listed."""
+
 # Shrinking stops after so many seconds, with the smallest failure found by then.
 _SHRINKING_SECONDS = 15.0
+
+
+@dataclass
+class Accuracy:
+    """How large the errors of both sides are over all cases; see `checks.Errors`.
+
+    Attributes
+    ----------
+    cases : int
+    candidate, torch : float
+        Root mean squares over the cases, of which each counts the same.
+    candidate_max, torch_max : float
+        The largest of any case.
+    """
+
+    cases: int = 0
+    candidate: float = 0.0
+    torch: float = 0.0
+    candidate_max: float = 0.0
+    torch_max: float = 0.0
+
+    def add(self, errors: Errors) -> None:
+        """Count a case."""
+        self.cases += 1
+        for side in ("candidate", "torch"):
+            before, new = getattr(self, side), getattr(errors, side)
+            mean = before**2 + (new**2 - before**2) / self.cases
+            setattr(self, side, math.sqrt(mean))
+            largest = f"{side}_max"
+            setattr(
+                self, largest, max(getattr(self, largest), getattr(errors, largest))
+            )
+
+    @property
+    def ratio(self) -> float:
+        """The candidate's root mean square error in units of PyTorch's."""
+        return _ratio(self.candidate, self.torch)
+
+    @property
+    def max_ratio(self) -> float:
+        """The candidate's largest error in units of PyTorch's largest."""
+        return _ratio(self.candidate_max, self.torch_max)
+
+
+def _ratio(candidate: float, torch: float) -> float:
+    if torch:
+        return candidate / torch
+    return math.inf if candidate else 1.0
 
 
 @dataclass
@@ -54,6 +105,8 @@ class Record:
         A finding's each, where it has one.
     seen : float
         The largest part of the tensor that a case showed.
+    accuracy : Accuracy, optional
+        Of both sides, in float32.
     """
 
     check: str
@@ -62,6 +115,7 @@ class Record:
     share: float = 0.0
     sensitivities: list[float] = field(default_factory=list)
     seen: float | None = None
+    accuracy: Accuracy | None = None
 
     def add(self, finding: Finding) -> None:
         """Count a finding."""
@@ -71,6 +125,9 @@ class Record:
             self.sensitivities.append(finding.sensitivity)
         if finding.seen is not None:
             self.seen = max(self.seen or 0.0, finding.seen)
+        if finding.errors is not None:
+            self.accuracy = self.accuracy or Accuracy()
+            self.accuracy.add(finding.errors)
 
     @property
     def sensitivity(self) -> float | None:
@@ -111,6 +168,11 @@ class PairResult:
         Cases drawn again, because a branch hung on rounding.
     records : dict of (str, str) to Record
         By check and tensor.
+    shares : dict of str to list of float
+        By regime, the share of the bound that each tensor of each case used.
+    less_accurate : dict of str to str or None
+        Tensors whose error in float32 is more than twice PyTorch's, with the reason
+        that the pair lists.
     failures : list of Failure
     seconds : float
     explanation : Explanation, optional
@@ -124,16 +186,20 @@ class PairResult:
     examples: int = 0
     ambiguous: int = 0
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    less_accurate: dict[str, str | None] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     explanation: Explanation | None = None
     table: str | None = None
 
-    def add(self, findings: Sequence[Finding]) -> None:
-        """Count the findings of a case."""
+    def add(self, findings: Sequence[Finding], regime: str | None = None) -> None:
+        """Count the findings of a case of a regime, or of none."""
         for finding in findings:
             key = (finding.check, finding.tensor)
             self.records.setdefault(key, Record(*key)).add(finding)
+            if regime is not None and finding.seen is not None:
+                self.shares.setdefault(regime, []).append(finding.share)
 
     @property
     def comparisons(self) -> int:
@@ -155,6 +221,21 @@ class PairResult:
         """
         known = [r.sensitivity for r in self.records.values() if r.seen]
         return max((s for s in known if s is not None), default=None)
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """The errors of both sides by tensor, where there are cases enough to tell."""
+        return {
+            record.tensor: record.accuracy
+            for record in self.records.values()
+            if record.accuracy is not None and record.accuracy.cases >= _CASES_TO_SEE
+        }
+
+    @property
+    def error_ratio(self) -> float | None:
+        """The candidate's float32 error in units of PyTorch's, for the worst tensor."""
+        ratios = [accuracy.ratio for accuracy in self.accuracies.values()]
+        return max(ratios, default=None)
 
     def share(self, *checks: str) -> float | None:
         """Return the largest share of the bound in these checks, or in all."""
@@ -222,6 +303,11 @@ def run_pair(
                     Failure(pair.name, dtype, case, f) for f in findings if f.failed
                 ]
                 break
+        result.less_accurate = {
+            tensor: pair.why_less_accurate(tensor)
+            for tensor, accuracy in result.accuracies.items()
+            if accuracy.ratio > TWICE
+        }
         if last is not None:
             findings = judge_pair(pair, last)
             seen = [] if result.failures else list(_visible(result))
@@ -247,7 +333,7 @@ def run_case(pair: Pair, dtype: str, case: Case) -> PairResult:
         if trial.ambiguous:
             result.ambiguous = 1
         findings = judge(trial) + judge_pair(pair, case)
-    result.add(findings)
+    result.add(findings, case.regime)
     result.failures = [Failure(pair.name, dtype, case, f) for f in findings if f.failed]
     result.seconds = time.perf_counter() - started
     return result
@@ -375,7 +461,7 @@ class _Exploration:
             if self.failing is None:
                 self.last = case
                 self.result.examples += 1
-                self.result.add(self.known[key])
+                self.result.add(self.known[key], case.regime)
                 self.observe(trial)
                 self.progress(1)
         findings = self.known[key]

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         "HYPOTHESIS_STORAGE_DIRECTORY", str(cache_folder() / "hypothesis")
     )
     from parity.causes import explain_result
-    from parity.report import describe, summary, table, write_json
+    from parity.report import accuracy_notes, describe, summary, table, write_json
     from parity.runs import EXAMPLES, run_case, run_pairs
     from parity.strategies import Case
 
@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         result.table = args.pairs
         result.explanation = explain_result(by_name[result.pair], result)
         print(describe(result))
+    for note in accuracy_notes(results):
+        print(note)
     print(summary(results, seconds))
     if args.json is not None:
         write_json(args.json, results, seconds)

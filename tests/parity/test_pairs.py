@@ -58,6 +58,11 @@ def test_pair_agrees_and_would_notice(pair):
         assert result.failures == []
         assert result.share() <= 1
         assert result.sensitivity <= SENSITIVE[dtype]
+        if dtype == "float32":
+            # At most twice PyTorch's error, or listed; and nothing listed in vain.
+            assert None not in result.less_accurate.values()
+            reasons = {listed.reason for listed in pair.less_accurate}
+            assert set(result.less_accurate.values()) == reasons
 
 
 def test_results_depend_on_the_seed_and_not_on_the_number_of_processes():
