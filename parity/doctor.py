@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from parity.bounds import NoRuleError, reference
+from parity.bounds import FACTOR, NoRuleError, reference
+from parity.diverge.scale import coarse_scale, largest, unit_roundoff
 from parity.training import Backend
 from vit_numpy.config import ViTConfig
 
@@ -44,8 +45,12 @@ _EQUAL = 1e-6
 # Outputs that are further than this from the original's are not worth a bound.
 _NEAR = 1e-2
 
-# Beyond so many parameters the bound is the coarse one: see `_share`.
+# Explanations that agree but are so many times further than the best are not listed.
+_AS_GOOD = 100.0
+
+# Beyond so many parameters, or so many coarse bounds, the coarse bound must do.
 _LARGE = 3_000_000
+_FAR = 1000.0
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -400,40 +405,40 @@ class _Search:
 
     def judged(self, explanations: Sequence[Explanation]) -> list[Explanation]:
         """Give those that are near enough the share of the error bound they use."""
-        return [
-            replace(e, share=self._share(e.changes)) if e.distance < _NEAR else e
-            for e in explanations
-        ]
+        done: list[Explanation] = []
+        for e in explanations:
+            best = next((d.distance for d in done if d.agrees), math.inf)
+            near = e.distance < _NEAR and e.distance <= _AS_GOOD * best
+            done.append(replace(e, share=self._share(e.changes)) if near else e)
+        return done
 
     def _share(self, changes: tuple[Change, ...]) -> float:
         """Return the largest share of the bound, within which the outputs must be.
 
-        That of a large network is coarse: the largest difference of its outputs in
-        float32 from those in float64 stands for each element's own.
+        Far from it, and for a large network, the bound is coarse: the largest
+        difference of its outputs in float32 from those in float64 stands for each
+        element's own.
         """
         setup = self.setup(changes)
         function = self.function(setup)
         inputs = {"images": setup.images, **setup.weights}
-        if sum(w.numel() for w in setup.weights.values()) <= _LARGE:
-            try:
-                found = reference(
-                    function,
-                    inputs,
-                    dtype=getattr(torch, self.outputs.dtype.name),
-                    differentiate=False,
-                )
-                return float(found.share("out", self.outputs).max())
-            except NoRuleError:
-                # A changed model may use an operator that the bounds do not know.
-                pass
-        from parity.diverge.scale import coarse_scale, largest, unit_roundoff
-
         with torch.no_grad():
             wide = function(**inputs).numpy()
             narrow = function(**{n: x.float() for n, x in inputs.items()}).numpy()
-        unit = unit_roundoff(self.outputs.dtype.name)
-        scale = coarse_scale([narrow], wide, unit)
-        return largest(self.outputs, wide, 8 * scale)
+        dtype = self.outputs.dtype.name
+        scale = coarse_scale([narrow], wide, unit_roundoff(dtype))
+        coarse = largest(self.outputs, wide, 2 * FACTOR * scale)
+        large = sum(w.numel() for w in setup.weights.values()) > _LARGE
+        if large or coarse > _FAR:
+            return coarse
+        try:
+            found = reference(
+                function, inputs, dtype=getattr(torch, dtype), differentiate=False
+            )
+        except NoRuleError:
+            # A changed model may use an operator that the bounds do not know.
+            return coarse
+        return float(found.share("out", self.outputs).max())
 
 
 def _setup(

@@ -186,11 +186,11 @@ class NetworkComparison:
         other = [w for w in self.weights if w.kind != "values"]
         if other:
             return (
-                f"the networks are not the same: {len(other)} parameters are missing "
-                f"or of another shape, {other[0].name} the first"
+                f"the networks are not the same: {_counted(len(other), 'parameter')} "
+                f"missing or of another shape, {other[0].name} the first"
             )
         if weights_differ:
-            text = f"the weights differ, in {len(weights_differ)} tensors"
+            text = f"the weights differ, in {_counted(len(weights_differ), 'tensor')}"
             if not self.tried_same_weights:
                 return text
             if self.same_weights is None:
@@ -289,6 +289,10 @@ def compare(
         pair = Pairing(a, given, images, random_cotangent(seed, dtype), scale)
         _, found.same_weights = pair.compare()
     return found
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def random_cotangent(seed: int, dtype: str) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -61,7 +61,7 @@ class Network(Protocol):
         ...
 
     def to(self, dtype: str) -> Network:
-        """Return a copy that computes in 'float32' or 'float64'."""
+        """Return this network if it computes in `dtype`, or else a copy that does."""
         ...
 
     def trace(
@@ -98,7 +98,9 @@ class NumpyNetwork:
         return weights(self.model)
 
     def to(self, dtype: str) -> NumpyNetwork:
-        """Return a copy that computes in 'float32' or 'float64'."""
+        """Return this network if it computes in `dtype`, or else a copy that does."""
+        if self.model.patch_embed.proj.weight.dtype == dtype:
+            return self
         model = copy.deepcopy(self.model).to(dtype)
         return NumpyNetwork(model, self.label, self.preprocessing)
 
@@ -173,7 +175,8 @@ class TorchNetwork:
             ):
                 events[name] = path, True
         for pattern, own in (self.names or {}).get("intermediates", {}).items():
-            if not any(_match(own, p + s) for p in paths for s in (":input", "")):
+            found = (_match(own, p + s) for p in paths for s in (":input", ""))
+            if all(match is None for match in found):
                 raise ValueError(
                     f"names: no layer of {self.label} is called {own!r}, which "
                     f"{pattern!r} stands for; it has {', '.join(paths[:5])}, …"
@@ -205,8 +208,11 @@ class TorchNetwork:
         }
 
     def to(self, dtype: str) -> TorchNetwork:
-        """Return a copy that computes in 'float32' or 'float64'."""
-        model = copy.deepcopy(self.model).to(getattr(torch, dtype))
+        """Return this network if it computes in `dtype`, or else a copy that does."""
+        wanted = getattr(torch, dtype)
+        if all(p.dtype == wanted for p in self.model.parameters()):
+            return self
+        model = copy.deepcopy(self.model).to(wanted)
         given = model.function if isinstance(model, _Called) else model
         return TorchNetwork(given, self.label, self.preprocessing, self.names)
 
@@ -220,8 +226,18 @@ class TorchNetwork:
         """Run forward and backward, and record the events that are wanted."""
         options = self._options(masks)
         own = dict(self.model.named_parameters())
+
+        def run(x: Tensor) -> Tensor:
+            try:
+                return _logits(self.model(x, **options))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{self.label} cannot be run on images of shape "
+                    f"{tuple(x.shape)}: {error}; give it others with --images"
+                ) from error
+
         return trace_torch(
-            lambda x: _logits(self.model(x, **options)),
+            run,
             self.model,
             self.events,
             torch.from_numpy(np.ascontiguousarray(images)),
@@ -375,6 +391,10 @@ def _imported(module: str, attribute: str) -> Any:
             f"there is no file and no module {module!r}; give a checkpoint, or "
             "module:attribute"
         ) from None
+    except Exception as error:
+        raise ValueError(
+            f"importing {module} failed: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove("")
     for part in attribute.split("."):

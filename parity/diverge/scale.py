@@ -11,6 +11,7 @@ for the others within a small factor.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,7 +193,7 @@ def _coarse(
     rng = np.random.default_rng(0)
     narrow = []
     for _ in range(_COARSE_RUNS):
-        moved = twin.to("float32")
+        moved = copy.deepcopy(twin.to("float32"))
         with torch.no_grad():
             for parameter in moved.model.parameters():
                 array = parameter.numpy()

@@ -121,13 +121,18 @@ def _watching_numpy(
 ) -> Iterator[None]:
     """Stand between every layer of a NumPy network and its callers."""
     watched = [(n, m) for n, m in model.named_modules() if n in layers]
-    for name, module in watched:
-        _watch_numpy(name, module, trace, wanted)
+    before = [dict(vars(module)) for _, module in watched]
     try:
+        for name, module in watched:
+            _watch_numpy(name, module, trace, wanted)
         yield
     finally:
-        for _, module in watched:
-            del module.forward, module.backward
+        # A layer may have had a forward of its own before, not its class's.
+        for (_, module), own in zip(watched, before, strict=True):
+            for method in ("forward", "backward"):
+                vars(module).pop(method, None)
+                if method in own:
+                    setattr(module, method, own[method])
 
 
 def _watch_numpy(name: str, module: Any, trace: Trace, wanted: Wanted) -> None:
