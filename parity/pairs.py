@@ -52,7 +52,7 @@ def _softmax(draw: DrawFn, regime: str) -> Configuration:
 def _elementwise(draw: DrawFn, regime: str) -> Configuration:
     # Now and then more elements than are worked on in one go.
     first = rows(draw, regime)
-    large = regime == "normal" and draw(st.booleans())
+    large = regime == "single" and draw(st.sampled_from((True, False)))
     last = 2**16 // math.prod(first) + 1 if large else draw(width())
     return {}, {"x": (*first, last)}
 
@@ -112,6 +112,10 @@ def _conv(draw: DrawFn, regime: str) -> Configuration:
         "bias": draw(st.booleans()),
     }
     size = [k if regime == "one_token" else k + draw(st.integers(0, 6)) for k in kernel]
+    if regime == "single" and draw(st.sampled_from((True, False))):
+        # Disjoint windows that leave pixels over.
+        config |= {"kernel_size": [3, 2], "stride": [3, 2], "padding": [0, 0]}
+        size = [7, 5]
     return config, {"x": (batch(draw, regime), config["in_chans"], *size)}
 
 
@@ -330,7 +334,7 @@ def _groups(draw: DrawFn, regime: str) -> Configuration:
         frozen = draw(st.sampled_from(([], ["patch_embed"], ["blocks.0", "norm"])))
     else:
         # Now and then more elements than an optimizer updates in one go.
-        dims = (260, 130) if draw(st.integers(0, 3)) == 3 else (5, 7)
+        dims = (260, 130) if draw(st.integers(0, 5)) == 5 else (5, 7)
         network = ["layers.mlp:MLP", {"dim": dims[0], "hidden_dim": dims[1]}]
     config = {
         "network": network,

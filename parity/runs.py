@@ -418,6 +418,7 @@ class _Exploration:
         self.observe = observe
         self.shrink = shrink
         self.last: Case | None = None
+        self.tensors = 0
         self.failing: tuple[Case, list[Finding]] | None = None
         self.deadline = math.inf
         self.known: dict[str, list[Finding]] = {}
@@ -459,7 +460,9 @@ class _Exploration:
                 hypothesis.reject()
             self.known[key] = judge(trial)
             if self.failing is None:
-                self.last = case
+                # What is checked of the pair as such: the case with the most tensors.
+                if len(trial.reference.names) >= self.tensors:
+                    self.last, self.tensors = case, len(trial.reference.names)
                 self.result.examples += 1
                 self.result.add(self.known[key], case.regime)
                 self.observe(trial)
