@@ -72,7 +72,7 @@ _HEADS = (
     "        x = x.reshape(batch, tokens, -1, self.num_heads, head_dim)\n"
     "        return x.transpose(2, 0, 3, 1, 4)\n"
 )
-_SUM = "        dlogits -= np.vecdot(e, dlogits)[..., None] / total\n"
+_SUM = "        dlogits -= row_dot(e, dlogits) / total\n"
 _SMOOTHED = "            picked = (1 - s) * picked + s / log_p.shape[1] * log_p.sum()\n"
 
 DEFECTS: tuple[Defect, ...] = (

@@ -7,6 +7,7 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
@@ -31,6 +32,8 @@ def keep_freed_memory() -> bool:
         (_M_MMAP_THRESHOLD, 1 << 30),
         (_M_TRIM_THRESHOLD, (1 << 31) - 1),
         (_M_TOP_PAD, 64 << 20),
+        # One heap for all threads, so that each can use what another has freed.
+        (_M_ARENA_MAX, 1),
     )
     taken = [mallopt(name, value) == 1 for name, value in settings]
     return all(taken)

@@ -16,6 +16,9 @@ from vit_numpy.module import Array
 # on different images seldom wait for each other's hold of the interpreter.
 _PIECE = 1 << 16
 
+# Up to about this many elements, what a loop over rows costs is its starting over.
+_SHORT_ROW = 64
+
 # Beyond ±40 the normal density is zero and its distribution 0 or 1, in float64 too:
 # arguments are clipped there, so that none of their powers overflows.
 _SATURATED = 40
@@ -91,6 +94,15 @@ def row_sum(x: Array) -> Array:
     """Sum over the last axis, which is kept: (..., D) -> (..., 1)."""
     rows = x.reshape(-1, x.shape[-1])
     return (rows @ np.ones(rows.shape[1], x.dtype)).reshape(*x.shape[:-1], 1)
+
+
+def row_dot(x: Array, y: Array) -> Array:
+    """Sum of x y over the last axis, which is kept: (..., D) -> (..., 1)."""
+    # vecdot starts anew in each row: for short ones, an array of products costs less.
+    if x.shape[-1] < _SHORT_ROW:
+        return row_sum(x * y)
+    total: Array = np.vecdot(x, y)[..., None]
+    return total
 
 
 def column_sum(x: Array) -> Array:

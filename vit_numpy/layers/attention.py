@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_numpy.config import check_int, check_rate
-from vit_numpy.functional import LOG2_E, exp_scores, over_features
+from vit_numpy.functional import LOG2_E, exp_scores, over_features, row_dot
 from vit_numpy.layers.dropout import Dropout, MaskSource
 from vit_numpy.layers.identity import Identity
 from vit_numpy.layers.layer_norm import LayerNorm
@@ -173,7 +173,7 @@ class Attention(Module):
         dlogits, _ = self.attn_drop.backward(
             dy_heads @ v.swapaxes(-1, -2), cache.c_attn_drop
         )
-        dlogits -= np.vecdot(e, dlogits)[..., None] / total
+        dlogits -= row_dot(e, dlogits) / total
         dlogits *= e
         np.matmul(dlogits, k, out=dq)
         np.matmul(dlogits.swapaxes(-1, -2), q, out=dk)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_numpy.config import check_int, check_positive
-from vit_numpy.functional import column_sum, row_mean
+from vit_numpy.functional import column_sum, row_dot, row_mean
 from vit_numpy.module import Array, Grads, Module, saved
 
 
@@ -68,7 +68,7 @@ class LayerNorm(Module):
     def forward(self, x: Array) -> tuple[Array, LayerNormCache | None]:
         """(..., D) -> (..., D)."""
         x_hat = x - row_mean(x)
-        variance = np.vecdot(x_hat, x_hat)[..., None] / x.dtype.type(x.shape[-1])
+        variance = row_dot(x_hat, x_hat) / x.dtype.type(x.shape[-1])
         rstd = 1 / np.sqrt(variance + x.dtype.type(self.eps))
         x_hat *= rstd
         y = x_hat * self.weight
