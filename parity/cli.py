@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from parity.data.names import unknown_name
+from parity.program import with_output
 
 AGREE, MISMATCH, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -94,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The arguments, without the program's name; by default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return with_output(lambda: _answer(arguments))
+
+
+def _answer(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except SystemExit as done:
@@ -107,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(
             f"{missing} is not installed; pip install 'vit-parity[{_EXTRAS[missing]}]'"
         )
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         return _refuse(str(error))
     except Exception as error:

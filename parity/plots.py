@@ -133,7 +133,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         lower.set_yscale("log")
         lower.yaxis.set_minor_formatter("")
         lower.set_ylim(bottom=floor)
-        lower.set_xlim(1, c.steps)
+        lower.set_xlim(1, max(c.steps, 2))
         lower.set_ylabel("relative difference\nof the loss")
         lower.set_xlabel("step")
         # Above the axes: within them the band or the curve may be anywhere.

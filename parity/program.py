@@ -1,12 +1,19 @@
-"""What the programs in `scripts` share: one line for an error, and exit statuses."""
+"""What commands and programs share: exit statuses, checks of options, quiet endings."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+# What a shell reports for a program that a closed pipe has ended.
+PIPE_CLOSED = 141
 
 
 def main_of(
@@ -18,12 +25,21 @@ def main_of(
     That is 0, or 1 for a run that failed, 2 for bad input, 130 for Ctrl-C. Whatever a
     user can cause is answered with one line on standard error.
     """
+    return with_output(lambda: _answer(run, parse))
+
+
+def _answer(
+    run: Callable[[argparse.Namespace], int],
+    parse: Callable[[], argparse.Namespace],
+) -> int:
     name = sys.argv[0].rpartition("/")[2]
     try:
         return run(parse())
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except (
         FloatingPointError,
         ModuleNotFoundError,
@@ -35,6 +51,61 @@ def main_of(
         return FAILED if isinstance(error, FloatingPointError) else BAD_INPUT
 
 
+def with_output(run: Callable[[], int]) -> int:
+    """Call `run` with a standard output that no user's terminal or pipe can break.
+
+    Signs that the output's encoding lacks are shown as question marks, and a reader
+    that has seen enough, as `head` has, ends the program without a word.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            return run()
+        finally:
+            # Without a standard output there is nothing to flush.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def check_target(option: str, path: Path | None) -> None:
+    """Raise unless a file can be written at `path`, before work is spent on it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, got the folder {path}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{option} must be in a folder that exists, got {path}; make it first"
+        )
+
+
+def check_picture(option: str, path: Path | None) -> None:
+    """Raise unless a picture can be written at `path`, before work is spent on it."""
+    check_target(option, path)
+    if path is None:
+        return
+    bases = import_module("matplotlib.backend_bases")
+    kinds = bases.FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise ValueError(
+            f"{option} must be a picture, as {path.with_suffix('.png').name}, "
+            f"got {path}; known: {', '.join(sorted(kinds))}"
+        )
+
+
+def make_folder(option: str, path: Path) -> None:
+    """Make a folder, with those above it, if it is not there; raise if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{option} must be a folder, got {path}, a file") from None
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
@@ -42,3 +113,8 @@ def positive(text: str) -> int:
             f"must be a whole number of at least 1, got {text!r}"
         )
     return int(text)
+
+
+def summary_of(doc: str | None) -> str | None:
+    """Return the first line of a docstring, if `python -OO` has not stripped it."""
+    return doc and doc.splitlines()[0]

@@ -15,7 +15,7 @@ from typing import Any
 from parity.classifier import Classifier
 from parity.data import Dataset, load
 from parity.plots import check_matplotlib, save
-from parity.program import main_of, positive
+from parity.program import check_target, main_of, positive, summary_of
 from parity.scores import Scores, score, worst_mistakes
 from parity.sheets import confusion_matrix, mistakes_sheet
 from parity.training import BACKENDS, Backend, check_fit, predict, replace_text
@@ -26,7 +26,7 @@ SHOWN_CONFUSIONS = 5
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary_of(__doc__))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--backend", choices=BACKENDS, required=True)
     parser.add_argument(
@@ -57,8 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     backend = Backend.load(args.backend)
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"the folder of --json {args.json} does not exist; make it")
+    check_target("--json", args.json)
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {args.out}")
     if args.out is not None:

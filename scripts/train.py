@@ -12,12 +12,12 @@ from typing import Any
 
 from parity import recipes
 from parity.data.progress import progress_bar
-from parity.program import main_of, positive
+from parity.program import main_of, positive, summary_of
 from parity.training import BACKENDS, Backend, Epoch, RunFolder, open_data, train
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary_of(__doc__))
     parser.add_argument(
         "recipe", help=f"a .toml file, or one of {', '.join(recipes.names())}"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from parity.cli import AGREE, MISMATCH, Parser
 from parity.commands import check, curves
+from parity.program import make_folder
 
 STEPS = 200
 RECIPE, DATA = "network1", "mnist-subset"
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from parity.plots import plot_comparison
     from parity.training import replace_text
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", args.out)
     report = args.out / "report.json"
     parser = Parser(prog="parity check")
     check.add_arguments(parser)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity.cli import AGREE
-from parity.program import positive
+from parity.program import check_picture, check_target, positive
 
 if TYPE_CHECKING:
     from parity.bench.runs import Bench
@@ -80,11 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    for option, path in (("--json", args.json), ("--plot", args.plot)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(
-                f"{option} must be in a folder that exists, got {path}; make it first"
-            )
+    check_target("--json", args.json)
+    check_picture("--plot", args.plot)
     from parity.bench.runs import Bench
     from parity.bench.tables import markdown, plot, text
 

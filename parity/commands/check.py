@@ -15,6 +15,7 @@ from parity.cli import AGREE, MISMATCH
 from parity.data.cache import cache_folder
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
+from parity.program import check_target
 
 if TYPE_CHECKING:
     from parity.pair import Pair
@@ -61,10 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ValueError(
-            f"--json must be in a folder that exists, got {args.json}; make it first"
-        )
+    check_target("--json", args.json)
     # Hypothesis keeps notes, by default in a folder where the user happens to be.
     os.environ.setdefault(
         "HYPOTHESIS_STORAGE_DIRECTORY", str(cache_folder() / "hypothesis")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from parity.cli import AGREE, MISMATCH
 from parity.data.progress import progress_bar
-from parity.program import positive
+from parity.program import check_picture, check_target, positive
 
 if TYPE_CHECKING:
     from parity.curves import Comparison
@@ -63,11 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from parity import recipes
     from parity.training import replace_text
 
-    for option, path in (("--json", args.json), ("--plot", args.plot)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(
-                f"{option} must be in a folder that exists, got {path}; make it first"
-            )
+    check_target("--json", args.json)
+    check_picture("--plot", args.plot)
     recipe = recipes.load(args.recipe).replace({"dtype": args.dtype})
     data = args.data or STAND_INS.get(recipe.data, recipe.data)
     recipe = recipe.replace({"data": data})

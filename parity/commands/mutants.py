@@ -10,6 +10,7 @@ from parity.cli import AGREE, MISMATCH
 from parity.commands.check import at_least
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
+from parity.program import check_target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge the mutants, print, and return the exit status."""
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ValueError(
-            f"--json must be in a folder that exists, got {args.json}; make it first"
-        )
+    check_target("--json", args.json)
     if not hasattr(os, "fork"):
         raise ValueError("parity mutants needs a system that can fork, as Linux")
     from parity.mutants import run_mutants
