@@ -5,17 +5,20 @@ Nothing here imports torch unless the torch backend is asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parity.data import BatchStream, Dataset, Part
 from parity.data import load as load_data
@@ -29,6 +32,11 @@ BACKENDS = ("numpy", "torch")
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "last.safetensors"
+BEST_FILE = "best.safetensors"
+CURVES_FILE = "curves.png"
+
+# What the recipe says of a network that is fine-tuned; the rest is the network's own.
+_DROPS = ("pos_drop", "attn_drop", "proj_drop", "act_drop", "mlp_drop", "drop_path")
 
 # Evaluation keeps nothing for a backward pass, so its batches can be large.
 EVALUATION_BATCH = 250
@@ -41,23 +49,43 @@ class Backend:
     Attributes
     ----------
     name : {'numpy', 'torch'}
+    device : str, default 'cpu'
+        Where torch computes: 'cuda', 'cuda:1', 'mps'.
+    amp : bool, default False
+        Whether torch trains in bfloat16 where autocast holds that to be safe.
+    compile : bool, default False
+        Whether torch compiles the model.
+    recompute : bool, default False
+        Whether torch computes blocks again in backward, to save memory.
     """
 
     name: str
+    device: str = "cpu"
+    amp: bool = False
+    compile: bool = False
+    recompute: bool = False
 
     @classmethod
-    def load(cls, name: str) -> Self:
+    def load(cls, name: str, **options: Any) -> Self:
         """Import the package of that name.
 
         Raises
         ------
         ValueError
-            For an unknown name.
+            For an unknown name, for an option that is torch's alone, and for a device
+            that is not there.
         ModuleNotFoundError
             If torch is wanted and not installed.
         """
         if name not in BACKENDS:
             raise unknown_name("backend", name, BACKENDS)
+        backend = cls(name, **options)
+        if name == "numpy" and backend.options:
+            option, value = next(iter(backend.options.items()))
+            raise ValueError(
+                f"{option} is of backend 'torch' alone, got {option}={value!r}; "
+                "leave it out, or choose --backend torch"
+            )
         try:
             import_module(f"vit_{name}")
         except ModuleNotFoundError as error:
@@ -68,7 +96,18 @@ class Backend:
                 "pip install 'vit-parity[torch]'",
                 name="torch",
             ) from None
-        return cls(name)
+        if name == "torch":
+            _check_device(backend.device)
+        return backend
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are not at their default, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name != "name" and getattr(self, f.name) != f.default
+        }
 
     def module(self, name: str) -> Any:
         """Return a module of the package: ``'optim'`` is `vit_numpy.optim`, say."""
@@ -81,7 +120,9 @@ class Backend:
         """
         if values.dtype.kind == "f":
             values = values.astype(dtype, copy=False)
-        return values if self.name == "numpy" else _torch().from_numpy(values)
+        if self.name == "numpy":
+            return values
+        return _torch().from_numpy(values).to(self.device)
 
     def numpy(self, values: Any) -> NDArray[Any]:
         """Return one of this backend's arrays as NumPy's, without a copy."""
@@ -116,7 +157,8 @@ class Step:
 class Epoch:
     """One epoch, counted from 1: means over its steps, then scores on the test images.
 
-    `seconds` is the time of the steps alone, without the evaluation.
+    `seconds` is the time of the steps alone, without the evaluation. Where weights are
+    averaged, the average is scored. The last two are None without validation images.
     """
 
     epoch: int
@@ -126,6 +168,95 @@ class Epoch:
     test_loss: float
     test_accuracy: float
     seconds: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+
+class TrainingStopped(Exception):
+    """A training was asked to stop, and has saved where it is."""
+
+
+@dataclass
+class Progress:
+    """How far a run is, beside the trainer's own state.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs finished.
+    batch : int
+        Batches of the epoch after these that are done.
+    images, loss, accuracy, seconds
+        Of those batches: their images, the sums of loss and accuracy over these, and
+        the time of their steps.
+    best : float, optional
+        The best score of an epoch so far.
+    best_epoch : int
+        The epoch that it is from, 0 for none.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    images: int = 0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+
+    def add(self, images: int, step: Step, seconds: float) -> None:
+        """Count a batch."""
+        self.batch += 1
+        self.images += images
+        self.loss += images * step.loss
+        self.accuracy += images * step.accuracy
+        self.seconds += seconds
+
+    def finish_epoch(self, score: float) -> bool:
+        """Count an epoch, and tell whether its score is the best so far."""
+        self.epoch += 1
+        self.batch = self.images = 0
+        self.loss = self.accuracy = self.seconds = 0.0
+        is_best = self.best is None or score > self.best
+        if is_best:
+            self.best, self.best_epoch = score, self.epoch
+        return is_best
+
+
+class StopSignals:
+    """Answers Ctrl-C and a termination by asking the training to stop, in a ``with``.
+
+    The second of them ends the process as it would have without.
+
+    Attributes
+    ----------
+    received : signal.Signals, optional
+        What came.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
 
 def open_data(recipe: Recipe) -> Dataset:
@@ -137,11 +268,42 @@ def open_data(recipe: Recipe) -> Dataset:
         If it is unknown or not there, or its images or classes are not the network's.
     """
     config = recipe.config()
-    dataset = load_data(
-        recipe.data, image_size=config.image_hw, channels=config.in_chans
-    )
-    check_fit(dataset, config)
+    size: tuple[int, int] | None = config.image_hw
+    if recipe.finetune is not None and not recipe.is_resolved:
+        config = _source(recipe.finetune.source, Backend("numpy")).config
+        if recipe.data.startswith("folder:"):
+            size = recipe.model.get("image_size", config.image_hw)
+        else:
+            size = None
+    dataset = load_data(recipe.data, image_size=size, channels=config.in_chans)
+    check_fit(dataset, fitted(recipe, dataset).config())
     return dataset
+
+
+def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Return the recipe of a network that fits the data.
+
+    Classes that the recipe does not name are the data's. A network that is fine-tuned
+    is that of its file, for the data's images and classes, with the recipe's dropout.
+    A recipe that spells out its whole network is left as it is.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file to start from is not there, or is none.
+    """
+    if recipe.is_resolved:
+        return recipe
+    if recipe.finetune is None:
+        classes = {"num_classes": dataset.num_classes} | recipe.model
+        return dataclasses.replace(recipe, model=classes)
+    source = _source(recipe.finetune.source, Backend("numpy")).config.to_dict()
+    own = recipe.config().to_dict()
+    model = source | {name: own[name] for name in _DROPS}
+    model["image_size"] = list(dataset.train_images.shape[2:])
+    model["num_classes"] = dataset.num_classes
+    model = {key: value for key, value in model.items() if value is not None}
+    return dataclasses.replace(recipe, model=model)
 
 
 def check_fit(dataset: Dataset, config: Any) -> None:
@@ -160,38 +322,70 @@ def check_fit(dataset: Dataset, config: Any) -> None:
         )
 
 
-def open_stream(recipe: Recipe, part: Part) -> BatchStream:
+def open_stream(recipe: Recipe, part: Part, prefetch: int = 0) -> BatchStream:
     """Return the batches of a recipe: the same for both backends, augmented alike."""
     return BatchStream(
-        part, recipe.batch_size, recipe.seed, augment=recipe.transforms()
+        part,
+        recipe.batch_size,
+        recipe.seed,
+        augment=recipe.transforms(),
+        prefetch=prefetch,
     )
+
+
+def split_data(recipe: Recipe, dataset: Dataset) -> tuple[Part, Part | None]:
+    """Return the images to train on, and those to validate with, if there are any."""
+    if not recipe.validation:
+        return dataset.train, None
+    return dataset.split(recipe.validation, recipe.seed)
 
 
 def build_model(recipe: Recipe, backend: Backend) -> Any:
-    """Return the recipe's network with fresh weights, in its dtype."""
+    """Return the recipe's network in its dtype: fresh, or from the file it starts from.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If that file is not there, or its network is another.
+    """
     config = backend.module("config").ViTConfig.from_dict(recipe.config().to_dict())
-    model = backend.module("model").VisionTransformer(config)
-    backend.module("init").init_weights(
-        model, recipe.seed, method=recipe.init, zero_head=recipe.zero_head
-    )
-    dtype = recipe.dtype if backend.name == "numpy" else getattr(_torch(), recipe.dtype)
-    model = model.to(dtype)
+    if recipe.finetune is None:
+        model = backend.module("model").VisionTransformer(config)
+        backend.module("init").init_weights(
+            model, recipe.seed, method=recipe.init, zero_head=recipe.zero_head
+        )
+    else:
+        model = backend.module("finetune").adapt(
+            _source(recipe.finetune.source, backend),
+            config,
+            mode=recipe.finetune.resize,
+            seed=recipe.seed,
+        )
     if backend.name == "numpy":
+        model = model.to(recipe.dtype)
         # One buffer for all parameters: the optimizer then makes a few long passes.
         backend.module("optim").flatten_parameters(model)
+    else:
+        model = model.to(backend.device, getattr(_torch(), recipe.dtype))
+        model.recompute = backend.recompute
     return model
 
 
 def build_trainer(
     recipe: Recipe, backend: Backend, model: Any, steps_per_epoch: int
 ) -> Any:
-    """Return what makes the steps: optimizer, schedule, loss and clipping."""
+    """Return what makes the steps: optimizer, schedule, loss, clipping and average."""
     optim = backend.module("optim")
     spec = recipe.optimizer
+    frozen = recipe.finetune.frozen(recipe.config()) if recipe.finetune else ()
+    ema = backend.module("ema").EMA(model, recipe.ema) if recipe.ema else None
     kinds = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
     optimizer = kinds[spec.name](
-        optim.param_groups(model, spec.weight_decay), lr=spec.lr, **spec.options
+        optim.param_groups(model, spec.weight_decay, spec.layer_decay, frozen),
+        lr=spec.lr,
+        **spec.options,
     )
+    only_torch = {"amp": backend.amp, "compile": backend.compile}
     plan = recipe.schedule
     schedule = backend.module("schedule").Schedule(
         warmup=plan.warmup_steps,
@@ -208,44 +402,104 @@ def build_trainer(
         backend.module("loss").CrossEntropy(recipe.label_smoothing),
         clip_norm=recipe.clip_norm,
         seed=recipe.seed,
+        accumulate=recipe.accumulate,
+        ema=ema,
+        **(only_torch if backend.name == "torch" else {}),
     )
 
 
 def train(
-    recipe: Recipe, backend: Backend, dataset: Dataset, folder: RunFolder
+    recipe: Recipe,
+    backend: Backend,
+    dataset: Dataset,
+    folder: RunFolder,
+    *,
+    stop: Callable[[], object] = lambda: False,
+    save_steps: int | None = None,
+    save_minutes: float | None = None,
 ) -> Iterator[Step | Epoch]:
     """Train a recipe, and yield every step and every epoch when it is done.
 
     What is yielded is in the folder's metrics by then, and after an epoch the training
-    state is in its checkpoint. A folder that holds one is continued where it stopped.
+    state is in its checkpoint. A folder that holds one is continued where it stopped,
+    in the middle of an epoch too: the weights come out as if it had not.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    backend : Backend
+    dataset : Dataset
+    folder : RunFolder
+    stop : callable, optional
+        Asked after each step and epoch; true saves the state and stops.
+    save_steps : int, optional
+        Steps after which the state is saved within an epoch too.
+    save_minutes : float, optional
+        Minutes after which it is.
 
     Raises
     ------
+    TrainingStopped
+        If `stop` said so.
     FloatingPointError
         If the loss or a gradient is not finite; the last checkpoint is named.
     ValueError
         If the data does not fit the network.
     """
+    recipe = fitted(recipe, dataset)
     check_fit(dataset, recipe.config())
-    stream = open_stream(recipe, dataset.train)
-    model = build_model(recipe, backend)
+    part, validation = split_data(recipe, dataset)
+    # An accelerator leaves cores free, which make the next batches meanwhile.
+    stream = open_stream(recipe, part, prefetch=0 if backend.device == "cpu" else 4)
+    begun = folder.checkpoint.exists()
+    # A run that goes on has its weights, and may have lost what it started from.
+    fresh = dataclasses.replace(recipe, finetune=None) if begun else recipe
+    model = build_model(fresh, backend)
     trainer = build_trainer(recipe, backend, model, len(stream))
     checkpoint = backend.module("checkpoint")
-    preprocessing = {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
+    normalised = {"mean": part.mean.tolist(), "std": part.std.tolist()}
     metadata = {
         "recipe": recipe.name,
         "data": dataset.name,
         "class_names": list(dataset.class_names),
     }
-    finished = 0
-    if folder.checkpoint.exists():
+    progress = Progress()
+    if begun:
         header = checkpoint.load_training(folder.checkpoint, trainer)
-        finished = header["training"]["epoch"]
-    with folder.open_metrics(finished) as write:
-        for epoch in range(finished, recipe.epochs):
-            steps = []
-            seconds = 0.0
-            for batch in stream.epoch(epoch):
+        training = header["training"]
+        progress = Progress(**training.get("progress", {"epoch": training["epoch"]}))
+    saved = trainer.steps
+    saved_at = time.monotonic()
+    with folder.open_metrics(progress.epoch, trainer.steps) as write:
+
+        def scored(images: Part) -> Scores:
+            return evaluate(model, backend, images, mean=part.mean, std=part.std)
+
+        def save() -> None:
+            nonlocal saved, saved_at
+            checkpoint.save_training(
+                folder.checkpoint,
+                trainer,
+                progress.epoch,
+                normalised,
+                metadata,
+                asdict(progress),
+            )
+            saved, saved_at = trainer.steps, time.monotonic()
+
+        def check_stop() -> None:
+            if stop():
+                if saved != trainer.steps:
+                    save()
+                raise TrainingStopped(
+                    f"stopped at step {trainer.steps}; {folder.checkpoint} holds the "
+                    "training, --resume continues it"
+                )
+
+        while progress.epoch < recipe.epochs and not _is_patience_over(
+            recipe, progress
+        ):
+            for batch in stream.epoch(progress.epoch, start=progress.batch):
                 started = time.perf_counter()
                 try:
                     result = trainer.step(
@@ -254,37 +508,62 @@ def train(
                     )
                 except FloatingPointError as error:
                     raise FloatingPointError(
-                        f"{error}; {folder.last_good(finished)}"
+                        f"{error}; {folder.last_good(saved)}"
                     ) from None
-                seconds += time.perf_counter() - started
                 step = Step(
                     step=result.step + 1,
-                    epoch=epoch + 1,
+                    epoch=progress.epoch + 1,
                     loss=result.loss,
                     accuracy=result.accuracy,
                     grad_norm=result.grad_norm,
                     lr=result.lr,
                 )
-                steps.append((len(batch.labels), step))
+                seconds = time.perf_counter() - started
+                progress.add(len(batch.labels), step, seconds)
                 write({"kind": "step"} | asdict(step))
                 yield step
-            scores = evaluate(model, backend, dataset.test)
-            images = sum(count for count, _ in steps)
-            finished = epoch + 1
+                late = 60 * (save_minutes or float("inf"))
+                if (
+                    save_steps and trainer.steps - saved >= save_steps
+                ) or time.monotonic() - saved_at >= late:
+                    save()
+                check_stop()
+            with trainer.ema.applied() if trainer.ema else nullcontext():
+                test = scored(dataset.test)
+                held_out = None if validation is None else scored(validation)
             done = Epoch(
-                epoch=finished,
+                epoch=progress.epoch + 1,
                 step=trainer.steps,
-                train_loss=sum(n * s.loss for n, s in steps) / images,
-                train_accuracy=sum(n * s.accuracy for n, s in steps) / images,
-                test_loss=scores.loss,
-                test_accuracy=scores.top1,
-                seconds=seconds,
+                train_loss=progress.loss / progress.images,
+                train_accuracy=progress.accuracy / progress.images,
+                test_loss=test.loss,
+                test_accuracy=test.top1,
+                seconds=progress.seconds,
+                validation_loss=held_out.loss if held_out else None,
+                validation_accuracy=held_out.top1 if held_out else None,
             )
-            checkpoint.save_training(
-                folder.checkpoint, trainer, finished, preprocessing, metadata
-            )
+            judge = held_out or test
+            if progress.finish_epoch(judge.top1):
+                best = {
+                    "epoch": done.epoch,
+                    "accuracy": judge.top1,
+                    "chosen_by": "validation" if held_out else "test",
+                }
+                with trainer.ema.applied() if trainer.ema else nullcontext():
+                    checkpoint.save(
+                        folder.best, model, normalised, metadata | {"best": best}
+                    )
+            # The record first: one without its checkpoint is dropped when resuming.
             write({"kind": "epoch"} | asdict(done))
+            save()
             yield done
+            check_stop()
+
+
+def _is_patience_over(recipe: Recipe, progress: Progress) -> bool:
+    """Tell whether so many epochs brought nothing better that training stops."""
+    waited = progress.epoch - progress.best_epoch
+    return bool(recipe.patience) and waited >= recipe.patience
 
 
 def evaluate(
@@ -292,8 +571,8 @@ def evaluate(
     backend: Backend,
     part: Part,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
 ) -> Scores:
     """Score a model on every image of a part, normalised as the data is by default."""
     logits = predict(model, backend, part, mean=mean, std=std)
@@ -305,8 +584,8 @@ def predict(
     backend: Backend,
     part: Part,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Return the logits (N, K) of every image of a part, without dropout."""
     dtype = backend.numpy(model.patch_embed.proj.weight).dtype.name
@@ -324,7 +603,9 @@ class RunFolder:
     """The folder of a run: recipe, metrics, checkpoint.
 
     ``recipe.toml`` is the recipe as it was run, ``metrics.jsonl`` a line a step and
-    epoch, and ``last.safetensors`` the training state after the last whole epoch.
+    epoch, ``last.safetensors`` the training state where it was saved last, and
+    ``best.safetensors`` the weights of the epoch that did best on the validation
+    images; without any, on the test images, so that its score there flatters it.
 
     Parameters
     ----------
@@ -338,6 +619,16 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The file with the training state."""
         return self.path / CHECKPOINT_FILE
+
+    @property
+    def best(self) -> Path:
+        """The file with the weights of the best epoch."""
+        return self.path / BEST_FILE
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the training curves."""
+        return self.path / CURVES_FILE
 
     @property
     def metrics(self) -> Path:
@@ -360,12 +651,17 @@ class RunFolder:
                     f"{self.path} is not empty; choose another folder, "
                     "--resume the run in it, or --overwrite it"
                 )
-            for name in (CHECKPOINT_FILE, METRICS_FILE, RECIPE_FILE):
-                (self.path / name).unlink(missing_ok=True)
+            for path in (self.checkpoint, self.best, self.curves, self.metrics):
+                path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         text = recipe.resolved().to_toml()
         (self.path / RECIPE_FILE).write_text(text, encoding="utf-8")
-        run = {"kind": "run", "backend": backend.name, "environment": environment()}
+        run = {
+            "kind": "run",
+            "backend": backend.name,
+            "options": backend.options,
+            "environment": environment(),
+        }
         self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
 
     def reopen(self) -> Recipe:
@@ -383,22 +679,37 @@ class RunFolder:
             )
         return load_recipe(path)
 
-    def last_good(self, finished: int) -> str:
-        """Say which checkpoint is the last good one."""
-        if not finished:
-            return "no epoch was finished, so there is no checkpoint"
-        return f"the last good checkpoint is {self.checkpoint}, of epoch {finished}"
+    def check_backend(self, backend: Backend) -> None:
+        """Raise unless the run in the folder was made by this backend and options."""
+        with self.metrics.open(encoding="utf-8") as file:
+            run = json.loads(file.readline())
+        before = {"backend": run["backend"], **run.get("options", {})}
+        now = {"backend": backend.name, **backend.options}
+        for key in before | now:
+            if before.get(key) != now.get(key):
+                raise ValueError(
+                    f"{self.path} was run with {key}={before.get(key)!r}, "
+                    f"got {now.get(key)!r}; resume it with the same"
+                )
+
+    def last_good(self, step: int) -> str:
+        """Say which checkpoint is the last good one; it is of that step."""
+        if not self.checkpoint.exists():
+            return "no checkpoint was written before it"
+        return f"the last good checkpoint is {self.checkpoint}, of step {step}"
 
     @contextmanager
-    def open_metrics(self, finished: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Yield a function that appends a record, after those of finished epochs.
+    def open_metrics(
+        self, epochs: int, steps: int
+    ) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Yield a function that appends a record, after those up to a checkpoint.
 
-        Records of an epoch that was interrupted are dropped: it is run again.
+        Records of later steps are dropped: they are made again.
         """
         kept = [
             line
             for line in self.metrics.read_text("utf-8").splitlines()
-            if _is_of_epoch(line, finished)
+            if _is_before(line, epochs, steps)
         ]
         replace_text(self.metrics, "".join(f"{line}\n" for line in kept))
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -410,6 +721,11 @@ class RunFolder:
             yield write
 
 
+def exit_status(stop: StopSignals) -> int:
+    """Return the status of a process that a signal ended: 128 and its number."""
+    return 128 + (stop.received or signal.SIGINT)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
@@ -417,14 +733,33 @@ def replace_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _is_of_epoch(line: str, last: int) -> bool:
-    """Tell whether a line of metrics is whole, and of no later epoch than `last`."""
+def _is_before(line: str, epochs: int, steps: int) -> bool:
+    """Tell whether a line of metrics is whole, and of no later epoch or step."""
     try:
         record = json.loads(line)
     except ValueError:
         # The process ended in the middle of the line.
         return False
-    return bool(record.get("epoch", 0) <= last)
+    if record["kind"] == "epoch":
+        return bool(record["epoch"] <= epochs)
+    return bool(record.get("step", 0) <= steps)
+
+
+def _source(path: str, backend: Backend) -> Any:
+    """Open the network that a fine-tuning starts from."""
+    return backend.module("checkpoint").from_pretrained(path)
+
+
+def _check_device(device: str) -> None:
+    """Raise unless torch can compute on a device."""
+    torch = _torch()
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); "
+            "choose another, or leave --device out for the CPU"
+        ) from None
 
 
 def _torch() -> Any:

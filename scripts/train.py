@@ -2,6 +2,9 @@
 """Train a network by a recipe, in NumPy or in PyTorch.
 
 python scripts/train.py network1 --backend numpy --data mnist-subset --epochs 3
+python scripts/train.py network1 --backend numpy --resume
+python scripts/train.py folder-224 --backend torch --data folder:pictures \
+    --from model.safetensors --linear-probe
 """
 
 import argparse
@@ -13,7 +16,21 @@ from typing import Any
 from parity import recipes
 from parity.data.progress import progress_bar
 from parity.program import main_of, positive, summary_of
-from parity.training import BACKENDS, Backend, Epoch, RunFolder, open_data, train
+from parity.training import (
+    BACKENDS,
+    Backend,
+    Epoch,
+    RunFolder,
+    Step,
+    StopSignals,
+    TrainingStopped,
+    exit_status,
+    fitted,
+    open_data,
+    split_data,
+    train,
+)
+from vit_numpy.finetune import MODES
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +55,36 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="any other key of the recipe: model.depth=2, schedule.warmup_steps=50",
     )
     parser.add_argument("--threads", type=positive, metavar="N")
+    tune = parser.add_argument_group("starting from a trained network")
+    tune.add_argument(
+        "--from", dest="source", metavar="CKPT", help="its file; it gets a new head"
+    )
+    tune.add_argument(
+        "--freeze", type=positive, metavar="N", help="leave the first N blocks alone"
+    )
+    tune.add_argument(
+        "--linear-probe", action="store_true", help="train the new head alone"
+    )
+    tune.add_argument(
+        "--image-size", type=positive, metavar="N", help="of a folder's pictures"
+    )
+    tune.add_argument(
+        "--resize", choices=MODES, help="how its positions get to another size"
+    )
+    only_torch = parser.add_argument_group("torch only")
+    only_torch.add_argument("--device", help="where to compute: cuda, cuda:1, mps")
+    only_torch.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    only_torch.add_argument("--compile", action="store_true", help="torch.compile")
+    only_torch.add_argument(
+        "--recompute",
+        action="store_true",
+        help="compute blocks again in backward, to save memory",
+    )
+    saving = parser.add_argument_group("saving within an epoch")
+    saving.add_argument("--save-steps", type=positive, metavar="N")
+    saving.add_argument(
+        "--save-minutes", type=float, default=10.0, metavar="N", help="default 10"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default runs/RECIPE-BACKEND"
     )
@@ -60,6 +107,11 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         "optimizer.lr": args.lr,
         "seed": args.seed,
         "dtype": args.dtype,
+        "model.image_size": args.image_size,
+        "finetune.source": args.source,
+        "finetune.freeze": args.freeze,
+        "finetune.linear_probe": args.linear_probe or None,
+        "finetune.resize": args.resize,
     }
     chosen = {key: value for key, value in flags.items() if value is not None}
     for item in args.set:
@@ -75,34 +127,84 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    backend = Backend.load(args.backend)
-    recipe = recipes.load(args.recipe).replace(changes(args))
+    options = {
+        name: value
+        for name in ("device", "amp", "compile", "recompute")
+        if (value := getattr(args, name))
+    }
+    backend = Backend.load(args.backend, **options)
+    recipe = recipes.load(args.recipe)
     folder = RunFolder(args.out or Path("runs") / f"{recipe.name}-{backend.name}")
     if args.resume:
-        check_same(folder.reopen(), recipe, folder)
+        recipe = to_resume(folder, recipe, changes(args))
+        folder.check_backend(backend)
+    else:
+        recipe = recipe.replace(changes(args))
     dataset = open_data(recipe)
+    recipe = fitted(recipe, dataset)
     backend.prepare()
     if args.threads:
         backend.set_threads(args.threads)
     if not args.resume:
         folder.create(recipe, backend, overwrite=args.overwrite)
-    images = f"{len(dataset.train)} images, {len(dataset.test)} to test with"
+    part, validation = split_data(recipe, dataset)
+    images = f"{len(part)} images, {len(dataset.test)} to test with"
+    if validation:
+        images += f", {len(validation)} to validate with"
     print(
-        f"{recipe.name} in {backend.name} on {recipe.data} ({images}) -> {folder.path}"
+        f"{recipe.name} in {backend.name} on {recipe.data} ({images}) -> {folder.path}",
+        flush=True,
     )
-    steps = -(-len(dataset.train) // recipe.batch_size)
-    records = train(recipe, backend, dataset, folder)
-    # One bar an epoch; between two, its line is printed.
-    for record in records:
-        done = record if isinstance(record, Epoch) else follow(records, steps)
-        print(line(done, recipe.epochs), flush=True)
+    steps = -(-len(part) // recipe.batch_size)
+    with StopSignals() as signals:
+        records = train(
+            recipe,
+            backend,
+            dataset,
+            folder,
+            stop=lambda: bool(signals),
+            save_steps=args.save_steps,
+            save_minutes=args.save_minutes,
+        )
+        try:
+            # One bar an epoch; between two, its line is printed.
+            for record in records:
+                done = record if isinstance(record, Epoch) else None
+                done = done or follow(records, record, steps)
+                print(line(done, recipe.epochs), flush=True)
+        except TrainingStopped as stopped:
+            print(f"train.py: {stopped}", file=sys.stderr)
+            return exit_status(signals)
+        finally:
+            draw(folder)
     return 0
 
 
-def follow(records: Any, steps: int) -> Epoch:
-    """Show the steps of an epoch, the first of which is made, and return its record."""
+def to_resume(
+    folder: RunFolder, recipe: recipes.Recipe, changed: dict[str, Any]
+) -> recipes.Recipe:
+    """Return the recipe of the run in a folder, which flags may give more epochs."""
+    old = folder.reopen()
+    if old.name != recipe.name:
+        raise ValueError(
+            f"{folder.path} holds a run of {old.name!r}, got recipe {recipe.name!r}; "
+            "resume it with its own"
+        )
+    new = old.replace(changed)
+    before, after = flat(old.to_dict()), flat(new.to_dict())
+    for key in after:
+        if key != "epochs" and before.get(key) != after[key]:
+            raise ValueError(
+                f"{folder.path} was run with {key}={before.get(key)!r}, "
+                f"got {after[key]!r}; resume it with the same settings"
+            )
+    return new
+
+
+def follow(records: Any, step: Step, steps: int) -> Epoch:
+    """Show the steps of an epoch, one of which is made, and return its record."""
     with progress_bar("training", steps, "step") as advance:
-        advance(1)
+        advance((step.step - 1) % steps + 1)
         for record in records:
             if isinstance(record, Epoch):
                 return record
@@ -110,23 +212,30 @@ def follow(records: Any, steps: int) -> Epoch:
     raise ValueError("the run ended in the middle of an epoch")
 
 
+def draw(folder: RunFolder) -> None:
+    """Draw the run's curves into its folder, where matplotlib is installed."""
+    from parity.plots import read_metrics, run_curves, save
+
+    try:
+        save(run_curves(read_metrics(folder.path), folder.path.name), folder.curves)
+    except ModuleNotFoundError as error:
+        print(f"train.py: no curves drawn: {error}", file=sys.stderr)
+    except ValueError:
+        # No step was made yet, so that there is nothing to draw.
+        return
+
+
 def line(epoch: Epoch, epochs: int) -> str:
     return (
         f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}  "
         f"loss {epoch.train_loss:.4f}  train {epoch.train_accuracy:7.2%}  "
-        f"test {epoch.test_accuracy:7.2%}  {epoch.seconds:.1f} s"
+        + (
+            ""
+            if epoch.validation_accuracy is None
+            else f"validation {epoch.validation_accuracy:7.2%}  "
+        )
+        + f"test {epoch.test_accuracy:7.2%}  {epoch.seconds:.1f} s"
     )
-
-
-def check_same(old: recipes.Recipe, new: recipes.Recipe, folder: RunFolder) -> None:
-    """Raise if a run would be resumed by another recipe, but for more epochs."""
-    before, after = flat(old.to_dict()), flat(new.resolved().to_dict())
-    for key in after:
-        if key != "epochs" and before.get(key) != after[key]:
-            raise ValueError(
-                f"{folder.path} was run with {key}={before.get(key)!r}, "
-                f"got {after[key]!r}; resume it with the same settings"
-            )
 
 
 def flat(tables: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vit_numpy.config import (
     unknown,
 )
 from vit_numpy.draws import from_table
+from vit_numpy.finetune import MODES, frozen_layers
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DECAYS = ("constant", "step", "cosine", "linear")
@@ -33,7 +34,7 @@ INITS = ("trunc_normal", "xavier")
 DTYPES = ("float32", "float64")
 
 Table = Mapping[str, Any]
-Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec")
+Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec", "FinetuneSpec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class OptimizerSpec:
         The learning rate that the schedule multiplies.
     weight_decay : float, default 0
         Not applied to biases, norms, tokens and positions.
+    layer_decay : float in (0, 1], default 1
+        What each layer's rate is multiplied by for each layer above it.
     betas : (float, float), default (0.9, 0.999)
     eps : float, default 1e-8
         Both for Adam and AdamW alone.
@@ -58,6 +61,7 @@ class OptimizerSpec:
     name: str
     lr: float
     weight_decay: float = 0.0
+    layer_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
@@ -74,7 +78,13 @@ class OptimizerSpec:
         check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_positive("optimizer.lr", self.lr)
         check_number("optimizer.weight_decay", self.weight_decay)
-        for f in dataclasses.fields(self)[3:]:
+        check_positive("optimizer.layer_decay", self.layer_decay)
+        if self.layer_decay > 1:
+            raise ValueError(
+                "optimizer.layer_decay must be in (0, 1], "
+                f"got optimizer.layer_decay={self.layer_decay}"
+            )
+        for f in dataclasses.fields(self)[4:]:
             if f.name not in self.options and getattr(self, f.name) != f.default:
                 raise ValueError(
                     f"optimizer.{f.name} is no option of {self.name!r}, "
@@ -124,6 +134,55 @@ class ScheduleSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneSpec:
+    """The table ``[finetune]`` of a recipe: the trained network that it starts from.
+
+    Parameters
+    ----------
+    source : str
+        A file that `from_pretrained` opens. The network is that of the file, with a new
+        head, and the recipe's dropout; the images' size and the classes are the data's.
+    freeze : int, default 0
+        Blocks from the first on that are not trained, nor the embedding with them.
+    linear_probe : bool, default False
+        Whether the new head alone is trained.
+    resize : str, default 'bicubic'
+        How learned positions get to another grid: a mode of `vit_numpy.finetune`.
+    """
+
+    source: str
+    freeze: int = 0
+    linear_probe: bool = False
+    resize: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise TypeError(f"finetune.source must be a path, got {self.source!r}")
+        check_int("finetune.freeze", self.freeze, 0)
+        if not isinstance(self.linear_probe, bool):
+            raise TypeError(
+                "finetune.linear_probe must be true or false, "
+                f"got {self.linear_probe!r}"
+            )
+        if self.linear_probe and self.freeze:
+            raise ValueError(
+                "finetune.linear_probe freezes all blocks, "
+                f"got finetune.freeze={self.freeze} too; leave one out"
+            )
+        check_choice("finetune.resize", self.resize, MODES)
+
+    def frozen(self, config: ViTConfig) -> tuple[str, ...]:
+        """Return what of a network is not trained, as `param_groups` takes it."""
+        if self.freeze > config.depth:
+            raise ValueError(
+                f"finetune.freeze must be at most the {config.depth} blocks, "
+                f"got finetune.freeze={self.freeze}"
+            )
+        blocks = config.depth + 1 if self.linear_probe else self.freeze
+        return frozen_layers(config, blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train one network; every value is checked at construction.
 
@@ -135,6 +194,8 @@ class Recipe:
     preset : str
         A name in `vit_numpy.PRESETS`.
     epochs, batch_size : int
+    accumulate : int, default 1
+        Parts that a batch is worked through in: less memory, the same steps.
     optimizer : OptimizerSpec
     schedule : ScheduleSpec, default constant
     model : dict, default {}
@@ -148,6 +209,17 @@ class Recipe:
     label_smoothing : float in [0, 1), default 0
     clip_norm : float, optional
         Largest global norm of the gradient; None never clips.
+    ema : float in [0, 1), default 0
+        Decay of an average of the weights, which is then what is scored and opened; 0
+        keeps none.
+    validation : float in [0, 1), default 0
+        Share of the training images that is held out, by the seed, to choose the best
+        epoch with. Without, the test images choose it.
+    patience : int, default 0
+        Epochs without a better score after which training stops; 0 trains them all.
+        Needs images to validate with.
+    finetune : FinetuneSpec, optional
+        Where the weights come from, if they are not fresh.
     dtype : {'float32', 'float64'}, default 'float32'
     seed : int, default 0
         Of the weights, the order of the batches, augmentation and dropout.
@@ -163,20 +235,26 @@ class Recipe:
     preset: str
     epochs: int
     batch_size: int
+    accumulate: int = 1
     seed: int = 0
     dtype: str = "float32"
     init: str = "trunc_normal"
     zero_head: bool = True
     label_smoothing: float = 0.0
     clip_norm: float | None = None
+    ema: float = 0.0
+    validation: float = 0.0
+    patience: int = 0
     augment: tuple[dict[str, Any], ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerSpec
     schedule: ScheduleSpec = ScheduleSpec()
+    finetune: FinetuneSpec | None = None
 
     def __post_init__(self) -> None:
         check_int("epochs", self.epochs, 1)
         check_int("batch_size", self.batch_size, 1)
+        check_int("accumulate", self.accumulate, 1)
         check_int("seed", self.seed, 0)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("init", self.init, INITS)
@@ -185,6 +263,14 @@ class Recipe:
         check_rate("label_smoothing", self.label_smoothing)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
+        check_rate("ema", self.ema)
+        check_rate("validation", self.validation)
+        check_int("patience", self.patience, 0)
+        if self.patience and not self.validation:
+            raise ValueError(
+                "patience needs images to validate with, "
+                f"got patience={self.patience}, validation=0; set validation=0.1"
+            )
         self.transforms()
         self.config()
 
@@ -226,10 +312,10 @@ class Recipe:
             if not dot:
                 tables[key] = value
                 continue
-            if not isinstance(tables.get(outer), dict):
-                known = [k for k, v in tables.items() if isinstance(v, dict)]
+            if outer not in _TABLES and outer != "model":
+                known = ["model", *_TABLES]
                 raise ValueError(unknown("recipe table", outer, known))
-            tables[outer][inner] = value
+            tables.setdefault(outer, {})[inner] = value
         return Recipe.from_dict(tables)
 
     def resolved(self) -> Recipe:
@@ -238,6 +324,15 @@ class Recipe:
         # TOML has no None; a field that is None is left to the preset.
         model = {key: value for key, value in fields.items() if value is not None}
         return dataclasses.replace(self, model=model)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the whole model is spelled out: `resolved` would change nothing."""
+        fields = self.config().to_dict()
+        return all(
+            value is None or self.model.get(key) == value
+            for key, value in fields.items()
+        )
 
     def to_toml(self) -> str:
         """Return the recipe as TOML that `load` reads back."""
@@ -320,7 +415,11 @@ def _build(cls: type[Spec], table: Any, where: str) -> Spec:
     return cls(**values)
 
 
-_TABLES: dict[str, Any] = {"optimizer": OptimizerSpec, "schedule": ScheduleSpec}
+_TABLES: dict[str, Any] = {
+    "optimizer": OptimizerSpec,
+    "schedule": ScheduleSpec,
+    "finetune": FinetuneSpec,
+}
 
 
 def _toml(value: Any) -> str:

@@ -7,7 +7,11 @@ from torch.nn import functional as F
 
 import vit_numpy
 import vit_torch
+from parity import recipes
+from parity.data import from_arrays
+from parity.training import Backend, RunFolder, fitted, train
 from parity.transfer import weights
+from vit_numpy.checkpoint import load
 from vit_numpy.finetune import MODES, resize_positions
 from vit_torch.finetune import resize_positions as torch_resize
 
@@ -172,3 +176,88 @@ def test_layers_learn_slower_the_deeper_they_lie(twin):
         )
     with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\], got"):
         twin.param_groups(model, 0.0, layer_decay=0)
+
+
+# --- through recipes -----------------------------------------------------------------
+
+
+def small_recipe(**changes):
+    return recipes.load("network1").replace(
+        {"epochs": 2, "batch_size": 10, "schedule.drop_after": [1]} | changes
+    )
+
+
+def random_images(size, channels, classes, count=40):
+    rng = np.random.default_rng(4)
+    images = rng.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+    labels = np.arange(count) % classes
+    return from_arrays(images, labels, images, labels)
+
+
+def trained(recipe, backend, dataset, path):
+    backend, folder = Backend.load(backend), RunFolder(path)
+    if not folder.checkpoint.exists():
+        folder.create(fitted(recipe, dataset), backend, overwrite=False)
+    for _ in train(recipe, backend, dataset, folder):
+        pass
+    return load(folder.checkpoint)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_run_starts_from_a_file_of_another_size_and_task(backend, tmp_path):
+    source = tmp_path / "source.safetensors"
+    model = model_of(vit_torch)
+    vit_torch.save(source, model)
+    before = weights(model)
+    dataset = random_images(20, 1, 5)
+    recipe = small_recipe(**{"finetune.source": str(source), "model.act_drop": 0.2})
+    probed = recipe.replace({"finetune.linear_probe": True})
+    tuned = trained(recipe, backend, dataset, tmp_path / "tuned")
+    assert tuned.config["dim"] == 8
+    assert tuned.config["image_size"] == [20, 20]
+    assert tuned.config["num_classes"] == 5
+    assert tuned.config["act_drop"] == 0.2
+    after = trained(probed, backend, dataset, tmp_path / "probed").arrays
+    names = before.keys() - {"head.weight", "head.bias", "pos_embed"}
+    assert all(np.array_equal(before[name], after[name]) for name in names)
+    assert not any(np.array_equal(before[name], tuned.arrays[name]) for name in names)
+    assert after["head.weight"].any()
+    # The file is needed to begin with, and not to go on.
+    source.unlink()
+    folder = RunFolder(tmp_path / "probed")
+    longer = folder.reopen().replace({"epochs": 3})
+    again = trained(longer, backend, dataset, tmp_path / "probed")
+    assert again.header["training"]["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune.freeze": 4}, r"finetune\.freeze must be at most the 3 blocks"),
+        (
+            {"finetune.freeze": 1, "finetune.linear_probe": True},
+            r"finetune\.linear_probe freezes all blocks",
+        ),
+        ({"finetune.resize": "bicubik"}, "did you mean 'bicubic"),
+        ({"finetune.frozen": 1}, r"unknown recipe key 'finetune\.frozen'; did you"),
+        ({"finetun.freeze": 1}, "unknown recipe table 'finetun'; did you mean"),
+    ],
+)
+def test_wrong_fine_tuning_is_refused(changes, message, tmp_path):
+    source = tmp_path / "source.safetensors"
+    vit_numpy.save(source, model_of(vit_numpy))
+    with pytest.raises(ValueError, match=message):
+        trained(
+            small_recipe(**{"finetune.source": str(source)} | changes),
+            "numpy",
+            random_images(12, 1, 5),
+            tmp_path / "run",
+        )
+
+
+def test_classes_that_no_recipe_names_are_the_datas():
+    recipe = recipes.load("folder-224").replace({"model.image_size": 32})
+    dataset = random_images(32, 3, 4)
+    assert fitted(recipe, dataset).config().num_classes == 4
+    named = recipe.replace({"model.num_classes": 9})
+    assert fitted(named, dataset).config().num_classes == 9

@@ -1,0 +1,245 @@
+"""A run that is stopped anywhere, by anything, comes out as one that never was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity import recipes
+from parity.data import from_arrays
+from parity.training import (
+    Backend,
+    Epoch,
+    RunFolder,
+    Step,
+    StopSignals,
+    TrainingStopped,
+    train,
+)
+from vit_numpy.checkpoint import load
+
+ROOT = Path(__file__).parents[2]
+backends = pytest.mark.parametrize("backend", ["numpy", "torch"])
+
+
+@pytest.fixture
+def recipe():
+    """Everything that has a state: moments, dropout, an average, augmentation."""
+    return recipes.load("network1").replace(
+        {
+            "epochs": 3,
+            "batch_size": 8,
+            "ema": 0.9,
+            "accumulate": 2,
+            "clip_norm": 1.0,
+            "model.depth": 1,
+            "model.drop_path": 0.1,
+            "schedule.warmup_steps": 2,
+            "schedule.drop_after": [1],
+            "augment": [{"name": "flip"}, {"name": "mixup"}],
+        }
+    )
+
+
+@pytest.fixture
+def dataset():
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (60, 1, 28, 28), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    return from_arrays(images[:40], labels[:40], images[40:], labels[40:])
+
+
+def run(recipe, backend, dataset, path, **options):
+    folder = RunFolder(path)
+    if not folder.checkpoint.exists():
+        folder.create(recipe, Backend.load(backend), overwrite=True)
+    return list(train(recipe, Backend.load(backend), dataset, folder, **options))
+
+
+def stop_after(steps):
+    """Return a function that says to stop when it is asked for the nth time."""
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= steps
+
+
+def assert_same_run(one, other):
+    for name in ("last.safetensors", "best.safetensors"):
+        a, b = load(one / name), load(other / name)
+        assert a.arrays.keys() == b.arrays.keys()
+        assert all(np.array_equal(a.arrays[key], b.arrays[key]) for key in a.arrays)
+        assert timeless(a.header) == timeless(b.header)
+    assert records_of(one) == records_of(other)
+
+
+def timeless(record):
+    """Leave out how long something took, which is no result."""
+    return {
+        key: timeless(value) if isinstance(value, dict) else value
+        for key, value in record.items()
+        if key != "seconds"
+    }
+
+
+def records_of(path):
+    lines = (path / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [timeless(json.loads(line)) for line in lines]
+
+
+@backends
+@pytest.mark.parametrize("stops", [[1], [5], [3, 3, 1, 6]])
+def test_a_stop_at_any_step_changes_no_bit(backend, stops, recipe, dataset, tmp_path):
+    """5 batches an epoch: in the middle of one, at its end, and several times."""
+    run(recipe, backend, dataset, tmp_path / "whole")
+    for steps in stops:
+        with pytest.raises(TrainingStopped, match="--resume continues it"):
+            run(recipe, backend, dataset, tmp_path / "parts", stop=stop_after(steps))
+    run(recipe, backend, dataset, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@backends
+def test_a_death_without_warning_costs_only_unsaved_steps(
+    backend, recipe, dataset, tmp_path
+):
+    run(recipe, backend, dataset, tmp_path / "whole")
+    folder = RunFolder(tmp_path / "parts")
+    folder.create(recipe, Backend.load(backend), overwrite=False)
+    for dies_after in (4, 2, 9):
+        records = train(recipe, Backend.load(backend), dataset, folder, save_steps=2)
+        for _ in range(dies_after):
+            last = next(records)
+        records.close()
+        saved = load(folder.checkpoint).header["training"]["step"]
+        assert last.step - saved <= 2
+        # The process may also have died while it wrote a line.
+        with folder.metrics.open("a") as file:
+            file.write('{"kind": "step", "st')
+    run(recipe, backend, dataset, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@backends
+def test_a_bad_loss_names_step_tensor_and_checkpoint(
+    backend, recipe, dataset, tmp_path, monkeypatch
+):
+    with pytest.raises(TrainingStopped):
+        run(recipe, backend, dataset, tmp_path, stop=stop_after(7))
+    folder = RunFolder(tmp_path)
+    before = folder.checkpoint.read_bytes()
+    array = Backend.array
+
+    def poisoned(self, values, dtype):
+        if values.ndim == 4 and len(values) == 8:
+            values = values.copy()
+            values[0, 0, 3, 3] = np.nan
+        return array(self, values, dtype)
+
+    monkeypatch.setattr(Backend, "array", poisoned)
+    with pytest.raises(FloatingPointError) as caught:
+        run(recipe, backend, dataset, tmp_path)
+    message = str(caught.value)
+    assert "loss is nan at step 6" in message
+    assert "first in 'embedding'" in message
+    assert f"the last good checkpoint is {folder.checkpoint}, of step 6" in message
+    assert folder.checkpoint.read_bytes() == before
+
+
+def test_the_best_epoch_is_chosen_by_images_held_out(recipe, dataset, tmp_path):
+    held = recipe.replace({"validation": 0.25, "epochs": 4})
+    records = run(held, "numpy", dataset, tmp_path)
+    epochs = [record for record in records if isinstance(record, Epoch)]
+    assert sum(isinstance(record, Step) for record in records) == 4 * 4
+    best = max(epochs, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch))
+    assert load(tmp_path / "best.safetensors").header["metadata"]["best"] == {
+        "epoch": best.epoch,
+        "accuracy": best.validation_accuracy,
+        "chosen_by": "validation",
+    }
+
+
+def test_training_stops_when_nothing_gets_better(recipe, dataset, tmp_path):
+    # A rate at which nothing is learned: the first epoch stays the best.
+    still = recipe.replace(
+        {"validation": 0.25, "patience": 2, "epochs": 9, "optimizer.lr": 1e-12}
+    )
+    records = run(still, "numpy", dataset, tmp_path)
+    assert sum(isinstance(record, Epoch) for record in records) == 3
+    # Resumed, it has still waited long enough.
+    assert run(still, "numpy", dataset, tmp_path) == []
+    with pytest.raises(ValueError, match="patience needs images to validate with"):
+        recipe.replace({"patience": 2})
+
+
+def test_a_run_goes_on_only_as_it_was(recipe, dataset, tmp_path):
+    run(recipe, "numpy", dataset, tmp_path)
+    folder = RunFolder(tmp_path)
+    folder.check_backend(Backend.load("numpy"))
+    with pytest.raises(ValueError, match="was run with backend='numpy', got 'torch'"):
+        folder.check_backend(Backend.load("torch"))
+    with pytest.raises(ValueError, match="amp is of backend 'torch' alone"):
+        Backend.load("numpy", amp=True)
+    with pytest.raises(ValueError, match="device 'abacus' cannot be used"):
+        Backend.load("torch", device="abacus")
+
+
+def test_signals_ask_once_and_then_act():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        assert not signals
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals
+        assert signals.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def program(out, backend, *flags):
+    arguments = ["--data", "mnist-subset", "--epochs", "8", "--batch-size", "400"]
+    return [
+        *(sys.executable, "scripts/train.py", "network1", "--backend", backend),
+        *(*arguments, "--out", str(out), *flags),
+    ]
+
+
+def recorded(out):
+    """Return how many lines the run has written."""
+    metrics = out / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+@pytest.mark.slow
+@backends
+def test_twelve_interruptions_change_no_bit(backend, tmp_path):
+    """The program itself, stopped at random steps by Ctrl-C, termination and kill."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run(program(whole, backend), cwd=ROOT, check=True, capture_output=True)
+    rng = random.Random(7)
+    ways = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL] * 4
+    interrupted = 0
+    for way in ways:
+        wanted = recorded(parts) + rng.randint(3, 9)
+        flags = ["--save-steps", "2", *(["--resume"] if parts.exists() else [])]
+        process = subprocess.Popen(
+            program(parts, backend, *flags),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        while process.poll() is None and recorded(parts) < wanted:
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(way)
+            interrupted += 1
+        process.communicate()
+        assert process.returncode in (0, 128 + way, -way)
+    assert interrupted == 12
+    resume = program(parts, backend, "--resume")
+    subprocess.run(resume, cwd=ROOT, check=True, capture_output=True)
+    assert_same_run(whole, parts)
