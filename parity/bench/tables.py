@@ -48,6 +48,27 @@ def markdown(bench: Bench) -> str:
     return "\n".join(lines)
 
 
+def write_into(bench: Bench, what: str, path: Path) -> None:
+    """Put the tables into a Markdown file, in the place of those it has of `what`.
+
+    That is between the lines ``<!-- bench train -->``, say, and ``<!-- end -->``.
+
+    Raises
+    ------
+    ValueError
+        If the file does not have these lines.
+    """
+    begin, end = f"<!-- bench {what} -->\n", "<!-- end -->"
+    before, found, rest = path.read_text("utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(
+            f"{path} must have a line {begin.strip()!r} and after it a line {end!r}"
+        )
+    content = f"{before}{begin}\n{markdown(bench).strip()}\n\n{end}{after}"
+    path.write_text(content, "utf-8")
+
+
 def plot(bench: Bench, path: Path) -> None:
     """Draw the ratios to torch by network, or the times along each axis of growth.
 

@@ -75,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="measure nothing: show what an earlier run wrote",
     )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="MD",
+        help="put the tables into this file, as docs/performance.md has them",
+    )
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
 
 
@@ -83,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     check_target("--json", args.json)
     check_picture("--plot", args.plot)
     from parity.bench.runs import Bench
-    from parity.bench.tables import markdown, plot, text
+    from parity.bench.tables import markdown, plot, text, write_into
 
     if args.from_json is not None:
         bench = Bench.from_dict(json.loads(args.from_json.read_text("utf-8")))
@@ -93,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         content = json.dumps(bench.to_dict(), indent=1, ensure_ascii=False)
         args.json.write_text(content + "\n", "utf-8")
+    if args.into is not None:
+        write_into(bench, args.what, args.into)
     if args.plot is not None:
         plot(bench, args.plot)
     return AGREE

@@ -137,6 +137,21 @@ def test_growth_varies_one_thing_at_a_time():
     assert all(w.batch == w.value for w in workloads if w.axis == "batch")
 
 
+def test_tables_replace_those_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- bench infer -->\nold\n<!-- end -->\nb\n")
+    bench = Bench([row(median_ms=12.34)])
+    for _ in range(2):
+        tables.write_into(bench, "infer", page)
+        content = page.read_text()
+        assert content.startswith("a\n<!-- bench infer -->\n")
+        assert content.endswith("<!-- end -->\nb\n")
+        assert "old" not in content
+        assert content.count("| numpy | 12.3 |") == 1
+    with pytest.raises(ValueError, match="bench train"):
+        tables.write_into(bench, "train", page)
+
+
 def test_growth_is_drawn(tmp_path):
     rows = [
         row(backend, axis=axis, value=value, median_ms=value, ratio_to_torch_eager=0.5)
