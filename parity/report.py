@@ -83,12 +83,12 @@ def accuracy_notes(results: Sequence[PairResult]) -> list[str]:
 
 def summary(results: Sequence[PairResult], seconds: float) -> str:
     """Return the last line."""
-    totals = _totals(results, seconds)
+    sums = totals(results, seconds)
     ambiguous = sum(result.ambiguous for result in results)
     drawn_again = f", {ambiguous} ambiguous cases drawn again" if ambiguous else ""
     return (
-        f"{totals['pairs']} pairs, {totals['comparisons']:,} comparisons, "
-        f"{totals['failures']} failures{drawn_again}, in {seconds:.1f} s"
+        f"{sums['pairs']} pairs, {sums['comparisons']:,} comparisons, "
+        f"{sums['failures']} failures{drawn_again}, in {seconds:.1f} s"
     )
 
 
@@ -159,7 +159,7 @@ def finding_lines(finding: Finding) -> list[str]:
 def to_json(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
     """Return totals, a record a pair, dtype, check and tensor, and the environment."""
     return {
-        "totals": _totals(results, seconds),
+        "totals": totals(results, seconds),
         "pairs": [
             {
                 "pair": result.pair,
@@ -215,7 +215,8 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def _totals(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
+def totals(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
+    """Count pairs, comparisons and failures, and find the largest share of a bound."""
     shares = [share for r in results if (share := r.share()) is not None]
     return {
         "pairs": len({result.pair for result in results}),

@@ -15,7 +15,7 @@ from parity.cli import AGREE, MISMATCH
 from parity.data.cache import cache_folder
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
-from parity.program import check_target
+from parity.program import check_target, make_folder
 
 if TYPE_CHECKING:
     from parity.pair import Pair
@@ -58,16 +58,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results there as well"
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write report.html, a page to read, report.json and junit.xml there",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
     check_target("--json", args.json)
+    if args.report is not None:
+        make_folder("--report", args.report)
     # Hypothesis keeps notes, by default in a folder where the user happens to be.
     os.environ.setdefault(
         "HYPOTHESIS_STORAGE_DIRECTORY", str(cache_folder() / "hypothesis")
     )
     from parity.causes import explain_result
+    from parity.page import write_report
     from parity.report import accuracy_notes, describe, summary, table, write_json
     from parity.runs import EXAMPLES, run_case, run_pairs
     from parity.strategies import Case
@@ -113,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
     print(summary(results, seconds))
     if args.json is not None:
         write_json(args.json, results, seconds)
+    if args.report is not None:
+        print(write_report(args.report, results, seconds)[0])
     return MISMATCH if failed else AGREE
 
 
