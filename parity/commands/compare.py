@@ -226,7 +226,7 @@ def _listed(what: str, differences: list[str]) -> list[str]:
     if not differences:
         return [f"{what}: the same"]
     more = len(differences) - _LISTED
-    lines = [f"{what}: {len(differences)} differ"]
+    lines = [f"{what}: {len(differences)} not the same"]
     lines += [f"  {text}" for text in differences[:_LISTED]]
     return lines + ([f"  … and {more} more"] if more > 0 else [])
 
@@ -247,6 +247,10 @@ def _table(found: NetworkComparison, *, every: bool) -> list[str]:
                 seen.add(key)
                 kept.append(row)
         rows = kept
+    parted = any(row.part == "forward" and not row.agrees for row in rows)
+    if parted and not every:
+        # Gradients of what differs differ as well.
+        rows = [row for row in rows if row.part == "forward"]
     width = max(len(row.tensor) for row in rows)
     bound = "bound" if found.scale == "measured" else "coarse bound"
     lines = [f"{'tensor':<{width}}  |difference|  share of {bound}  verdict"]
@@ -259,6 +263,8 @@ def _table(found: NetworkComparison, *, every: bool) -> list[str]:
             f"{row.tensor:<{width}}  {row.difference:12.1e}  "
             f"{_number(row.share):>{size}}  {verdict}{note}"
         )
+    if parted and not every:
+        lines.append("(gradients differ where the forward does; --all lists them)")
     return lines
 
 

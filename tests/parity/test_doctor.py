@@ -1,6 +1,9 @@
 """The doctor names what is wrong with a port, and nothing else."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +350,27 @@ def test_a_diagnosis_is_plain_data() -> None:
     found = diagnose(model.config, weights(model), images, outputs(model, images))
     assert isinstance(found, Diagnosis)
     assert json.loads(json.dumps(found.to_dict()))["before"]["agrees"]
+
+
+# --- the page ------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "debugging-a-port.md"
+
+
+def test_the_page_shows_what_the_commands_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Line for line but for numbers, which vary with the machine in the last digits."""
+    text = PAGE.read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+    def without_numbers(shown: str) -> list[str]:
+        return re.sub(r"\d[\d.,e+-]*| +", "#", shown).splitlines()
+
+    shown = re.findall(r"^```text\n\$ parity (.*?)\n(.*?)^```", text, re.M | re.S)
+    assert len(shown) == 2
+    for command, said in shown:
+        assert main(command.split()) == 1
+        assert without_numbers(capsys.readouterr().out) == without_numbers(said)
