@@ -171,6 +171,26 @@ def test_no_grad_keeps_no_activations():
     assert peaks[1] < 1.1 * peaks[0]
 
 
+def test_recomputed_blocks_give_the_same_bits_for_less_memory():
+    runs, peaks = [], []
+    for recompute in (False, True):
+        model, images, labels = make("network3", {"depth": 8}, 16)
+        model.recompute = recompute
+        flatten_parameters(model)
+        trainer = Trainer(model, AdamW(param_groups(model, 0.01), 1e-3))
+        tracemalloc.start()
+        try:
+            results = [trainer.step(images, labels) for _ in range(2)]
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        runs.append((results, model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    for key, value in runs[0][1].items():
+        np.testing.assert_array_equal(runs[1][1][key], value, strict=True)
+    assert peaks[1] < 0.6 * peaks[0]
+
+
 def test_features_of_heads_are_exact_copies():
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 1)).astype(np.float32)
     expected = np.broadcast_to(x, (2, 3, 5, 4)).transpose(0, 2, 1, 3).reshape(2, 5, 12)
