@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from parity.data.names import unknown_name
 from parity.program import with_output
 
 AGREE, MISMATCH, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -140,6 +139,9 @@ def _run(arguments: list[str]) -> int:
     )
     name = parser.parse_args(arguments[:1]).command
     if name not in COMMANDS:
+        # Imported late, so that Ctrl-C finds this file's answer to it from the start.
+        from parity.data.names import unknown_name
+
         raise unknown_name("command", name, COMMANDS)
     path, about = COMMANDS[name]
     command = import_module(path)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -377,7 +378,9 @@ def run_pairs(
     results: dict[tuple[str, str], PairResult] = {}
     # Spawned, as a process that has threads cannot be forked safely.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(tasks)), _leave_interrupts_to_parent) as pool:
+    with _interrupts_held_back():
+        pool = context.Pool(min(workers, len(tasks)))
+    with pool:
         # The largest pairs stand last in the table; started first they do not trail.
         for result in pool.imap_unordered(_task, reversed(tasks)):
             results[result.pair, result.dtype] = result
@@ -390,8 +393,23 @@ def _task(task: tuple[Pair, str, int, int]) -> PairResult:
     return run_pair(pair, dtype, examples=examples, seed=seed)
 
 
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start processes that leave Ctrl-C to this one, which gets it afterwards.
+
+    They inherit the signal as blocked, and so have not a moment in which they would
+    print a traceback of their own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # It unblocks the signal when it is started, in the middle of a pool.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Mismatch(Exception):

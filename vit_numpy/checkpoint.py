@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vit_numpy.config import ViTConfig
-from vit_numpy.model import VisionTransformer
+from vit_numpy.model import VisionTransformer, check_config
 from vit_numpy.module import Array
 from vit_numpy.train import Trainer
 
@@ -129,9 +129,13 @@ def from_pretrained(
     ------
     FileNotFoundError
         If there is no such file.
+    TypeError
+        If `config` is no ViTConfig.
     ValueError
         If the file is damaged or unknown, or its weights do not fit its configuration.
     """
+    if config is not None:
+        check_config(config)
     if _is_own(path):
         fields, arrays, _ = load(path)
     else:

@@ -602,6 +602,11 @@ def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
     if not seen:
         raise ValueError("params must hold at least one parameter, got none")
     for group in groups:
+        if len(group["names"]) != len(group["params"]):
+            raise ValueError(
+                "a group must have a name for each parameter, "
+                f"got {len(group['names'])} names, {len(group['params'])} parameters"
+            )
         check_weight_decay(group["weight_decay"])
         check_positive("lr_scale", group.get("lr_scale", 1.0))
     if len(set(seen)) < len(seen):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vit_torch.config import ViTConfig, unknown
 from vit_torch.loss import dtype_name
-from vit_torch.model import VisionTransformer
+from vit_torch.model import VisionTransformer, check_config
 from vit_torch.train import Trainer
 
 AnyPath = str | os.PathLike[str]
@@ -130,9 +130,13 @@ def from_pretrained(
     ------
     FileNotFoundError
         If there is no such file.
+    TypeError
+        If `config` is no ViTConfig.
     ValueError
         If the file is damaged or unknown, or its weights do not fit its configuration.
     """
+    if config is not None:
+        check_config(config)
     if _is_own(path):
         fields, arrays, _ = load(path)
     else:

@@ -109,10 +109,12 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
             f"targets must have shape ({batch},) or ({batch}, {classes}), "
             f"got shape {tuple(targets.shape)}"
         )
-    wrong = targets[(targets < 0) | (targets >= classes)]
+    # torch compares no unsigned integers of more than 8 bits.
+    labels = targets.long()
+    wrong = targets[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(
-            f"labels must be in [0, {classes}), got {int(wrong[0])}; "
+            f"labels must be in [0, {classes}), got {wrong[0].item()}; "
             "num_classes must exceed the largest label"
         )
     return None

@@ -67,11 +67,7 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(self, config: ViTConfig) -> None:
-        if not isinstance(config, ViTConfig):
-            raise TypeError(
-                f"config must be a ViTConfig, got {type(config).__name__}; "
-                "make one with ViTConfig.from_dict or preset"
-            )
+        check_config(config)
         super().__init__()
         dim = config.dim
         self.config = config
@@ -257,6 +253,16 @@ class VisionTransformer(nn.Module):
                 f"images must be {dtype}, as the parameters are, "
                 f"got {got_dtype}; cast one of the two"
             )
+
+
+def check_config(config: object) -> None:
+    """Raise unless `config` is this package's own; the twin's has the same name."""
+    if not isinstance(config, ViTConfig):
+        raise TypeError(
+            "config must be this package's ViTConfig, "
+            f"got {type(config).__module__}.{type(config).__qualname__}; "
+            "make one with preset, or ViTConfig.from_dict(config.to_dict())"
+        )
 
 
 def _tokens(length: int, dim: int) -> nn.Parameter | None:

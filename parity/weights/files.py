@@ -63,9 +63,11 @@ def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
     if HEADER in metadata:
         try:
             header = json.loads(metadata[HEADER])
+            if not isinstance(header, dict):
+                raise ValueError("no object")
         except ValueError as error:
             raise ValueError(
-                f"{path}: the header entry {HEADER!r} is not JSON ({error}); "
+                f"{path}: the header entry {HEADER!r} cannot be read ({error}); "
                 "write the file again"
             ) from None
     return dict(arrays), header

@@ -30,7 +30,7 @@ def to_native(
     if not isinstance(fields, Mapping):
         raise ValueError(
             f"{file.path} holds weights without a configuration; "
-            "give one: config=preset('b16').to_dict(), say"
+            "name one: --config b16 for a command, config=preset('b16') in Python, say"
         )
     arrays = {k: v for k, v in file.arrays.items() if not k.startswith(OPTIMIZER)}
     return dict(fields), arrays

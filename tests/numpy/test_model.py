@@ -356,7 +356,7 @@ def test_bad_images(images: object, error: type[Exception], text: str) -> None:
         (
             lambda: VisionTransformer({"dim": 8}),
             TypeError,
-            "config must be a ViTConfig",
+            "config must be this package.s ViTConfig, got builtins.dict; ",
         ),
         (lambda: Attention(10, 3), ValueError, "got dim=10, num_heads=3"),
         (

@@ -1,0 +1,79 @@
+"""What the twins answer to input that no row of the table refuses: the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import vit_numpy
+import vit_torch
+from parity.cli import main
+
+FIELDS = dict(image_size=8, patch_size=4, in_chans=1, dim=8, num_heads=2, mlp_dim=8)
+
+
+def answer(use):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        use()
+    return caught.type, str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_labels_are_labels_in_both(dtype):
+    logits = np.random.default_rng(0).normal(size=(3, 4))
+    labels = np.array([3, 0, 1], dtype)
+    ours = vit_numpy.CrossEntropy()(logits, labels)
+    theirs = vit_torch.CrossEntropy()(
+        torch.from_numpy(logits), torch.from_numpy(labels)
+    )
+    assert ours == pytest.approx(float(theirs), rel=1e-14)
+
+
+@pytest.mark.parametrize("label", [4, 2**63 + 5])
+def test_unsigned_labels_out_of_range_are_named(label):
+    logits = np.zeros((1, 4))
+    labels = np.array([label], np.uint64)
+    said = answer(lambda: vit_numpy.CrossEntropy()(logits, labels))
+    assert f"got {label};" in said[1]
+    assert said == answer(
+        lambda: vit_torch.CrossEntropy()(
+            torch.from_numpy(logits), torch.from_numpy(labels)
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_group_names_each_of_its_parameters(name):
+    def groups(param):
+        return [{"names": ["a", "b"], "params": [param], "weight_decay": 0.0}]
+
+    said = answer(lambda: getattr(vit_numpy, name)(groups(np.zeros(2)), lr=0.1))
+    assert "got 2 names, 1 parameters" in said[1]
+    assert said == answer(
+        lambda: getattr(vit_torch, name)(groups(torch.zeros(2)), lr=0.1)
+    )
+
+
+def test_the_twins_configurations_are_told_apart(tmp_path):
+    for package, other in ((vit_numpy, vit_torch), (vit_torch, vit_numpy)):
+        config = other.ViTConfig(**FIELDS)
+        for use in (
+            lambda: package.VisionTransformer(config),  # noqa: B023
+            lambda: package.from_pretrained(tmp_path / "none", config),  # noqa: B023
+        ):
+            kind, text = answer(use)
+            assert kind is TypeError
+            assert f"got {other.__name__}.config.ViTConfig" in text
+        package.VisionTransformer(package.ViTConfig.from_dict(config.to_dict()))
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_a_header_that_is_no_object_is_bad_input(tmp_path, capsys, command):
+    file = tmp_path / "list.safetensors"
+    save_file({"a": np.zeros(1)}, file, {"vit_parity": json.dumps([1])})
+    targets = [str(tmp_path / "new.safetensors")] if command == "convert" else []
+    assert main([command, str(file), *targets]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the header entry 'vit_parity' cannot be read" in line
