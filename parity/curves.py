@@ -33,6 +33,7 @@ from torch.func import functional_call
 
 from parity.bounds import Reference, reference
 from parity.data import Batch, BatchStream, Dataset
+from parity.diverge import StepDivergence, first_divergence
 from parity.environment import environment
 from parity.masks import TorchMasks
 from parity.recipes import Recipe
@@ -53,6 +54,7 @@ at most 3 times further from torch than the envelope. A defect shows far above t
 
 ENVELOPE_RUNS = 2
 JUDGED = 10
+PARTING_LOOKS = 10
 
 
 @dataclass
@@ -136,17 +138,12 @@ class Verdict:
         The tensor of which that element is.
     failed_at : int or None
         The first step with an element beyond its bound.
-    first_tensor : str or None
-        The first such tensor of that step, in the order of computation: what flows
-        forward, the loss, gradients from the head down (``d_`` + name), and then
-        updated arrays (``new`` + name).
     """
 
     steps: list[int]
     max_bound_used: float
     tensor: str
     failed_at: int | None
-    first_tensor: str | None
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,8 @@ class Comparison:
         Of the steps of the lockstep run that were judged.
     diverged_at : int or None
         The first step, counted from 1, that rounding does not explain.
-    first_tensor : str or None
-        The first tensor that parts, where one step shows it.
+    parting : StepDivergence or None
+        The first step that is wrong by itself, with its layer and tensor, where one is.
     """
 
     recipe: str
@@ -178,7 +175,7 @@ class Comparison:
     lockstep: Curves | None
     verdict: Verdict | None
     diverged_at: int | None
-    first_tensor: str | None
+    parting: StepDivergence | None
 
     @property
     def decisive(self) -> Curves:
@@ -202,7 +199,7 @@ class Comparison:
             "steps": self.steps,
             **self.decisive.to_dict(),
             "diverged_at": self.diverged_at,
-            "first_tensor": self.first_tensor,
+            "parting": None if self.parting is None else self.parting.to_dict(),
             **lockstep,
             "envelope": vars(self.envelope),
             "environment": environment(),
@@ -248,16 +245,15 @@ def compare(
         resync = 1
     free, envelope = run_free(recipe, dataset, steps, progress=progress)
     diverged_at = leaves(free.relative_difference, envelope.difference, recipe.dtype)
-    lockstep = verdict = first_tensor = None
+    lockstep = verdict = parting = None
     if resync is not None:
         lockstep, verdict = run_lockstep(
             recipe, dataset, steps, resync=resync, judged=judged, progress=progress
         )
-        diverged_at, first_tensor = verdict.failed_at, verdict.first_tensor
-    elif diverged_at is not None:
+        diverged_at = verdict.failed_at
+    if diverged_at is not None:
         # One step that is wrong by itself tells more than where its effect has grown.
-        _, found = run_lockstep(recipe, dataset, diverged_at, judged=judged)
-        first_tensor = found.first_tensor
+        parting = find_parting(recipe, dataset, diverged_at)
     return Comparison(
         recipe=recipe.name,
         data=dataset.name,
@@ -268,8 +264,21 @@ def compare(
         lockstep=lockstep,
         verdict=verdict,
         diverged_at=diverged_at,
-        first_tensor=first_tensor,
+        parting=parting,
     )
+
+
+def find_parting(recipe: Recipe, dataset: Dataset, steps: int) -> StepDivergence | None:
+    """Return the first of some steps that is wrong by itself, and where; None if none.
+
+    The first step is looked at, the last, and some in between.
+    """
+    stream = open_stream(recipe, dataset.train)
+    numpy = Side(recipe, "numpy", stream)
+    torch_side = Side(recipe, "torch", stream, SharedMasks(recipe.seed))
+    every = max((steps - 1) // PARTING_LOOKS, 1)
+    looked_at = batches(stream, steps)
+    return first_divergence(numpy, torch_side, looked_at, every=every)
 
 
 def run_free(
@@ -333,7 +342,7 @@ def run_lockstep(
     chosen = set(np.linspace(0, windows - 1, min(judged, windows)).round().astype(int))
     curves = Curves()
     shares: dict[tuple[int, str], float] = {}
-    failed: tuple[int, str] | None = None
+    failed: int | None = None
     for i, batch in enumerate(batches(stream, steps)):
         if i % resync == 0:
             numpy.load(sides["torch"].state())
@@ -343,16 +352,15 @@ def run_lockstep(
         if before is not None:
             used = judge.shares(before, batch, results["numpy"].loss)
             shares |= {(i + 1, name): share for name, share in used.items()}
-            if beyond := [name for name, share in used.items() if not share <= 1]:
-                failed = (i + 1, judge.locate(before, batch) or beyond[0])
+            if not all(share <= 1 for share in used.values()):
+                failed = i + 1
         progress(1)
     worst = max(shares, key=lambda key: shares[key])
     return curves, Verdict(
         steps=sorted({step for step, _ in shares}),
         max_bound_used=shares[worst],
         tensor=worst[1],
-        failed_at=None if failed is None else failed[0],
-        first_tensor=None if failed is None else failed[1],
+        failed_at=failed,
     )
 
 
@@ -407,6 +415,9 @@ class Side:
     ) -> None:
         self.backend = Backend.load(backend)
         self.dtype = recipe.dtype
+        # Neither changes a step that is compared: an average only follows the weights,
+        # and parts of a batch add up to it.
+        recipe = recipe.replace({"ema": 0.0, "accumulate": 1})
         model = build_model(recipe, self.backend)
         self.trainer = build_trainer(recipe, self.backend, model, len(stream))
         if masks is not None and self.trainer.masks is not None:
@@ -527,40 +538,22 @@ class Judge:
             used[f"d_{name}"] = _largest(network, f"d_{name}", gradient)
         return used | self._update(before)
 
-    def locate(self, before: Mapping[str, Any], batch: Batch) -> str | None:
-        """Return the first of the model's intermediates beyond its bound, if any is."""
-        numpy = Backend.load("numpy")
-        model = build_model(self.recipe, numpy)
-        model.load_state_dict(before["model"])
-        images = numpy.array(batch.images, self.recipe.dtype)
-        masks = KeyedMasks(self.recipe.seed, before["step"])
-        network = self._network(before, batch, intermediates=True)
-        for name, array in model.intermediates(images, masks).items():
-            if not _largest(network, name, array) <= 1:
-                return str(name)
-        return None
-
-    def _network(
-        self, before: Mapping[str, Any], batch: Batch, intermediates: bool = False
-    ) -> Reference:
-        """Return the reference of loss and gradients, or of what flows forward."""
+    def _network(self, before: Mapping[str, Any], batch: Batch) -> Reference:
+        """Return the reference of loss and gradients."""
         masks = SharedMasks(self.recipe.seed).at(before["step"])
 
         def function(
             images: Tensor, targets: Tensor, **parameters: Tensor
         ) -> dict[str, Tensor]:
-            record: dict[str, Tensor] | None = {} if intermediates else None
-            logits = functional_call(self.twin, parameters, (images, masks, record))
-            if record is not None:
-                return record
+            logits = functional_call(self.twin, parameters, (images, masks))
             return {"loss": self.loss(logits, targets)}
 
         return reference(
             function,
             {"images": batch.images, "targets": batch.labels, **before["model"]},
             dtype=self.dtype,
-            differentiate=() if intermediates else list(before["model"]),
-            cotangents=None if intermediates else {"loss": torch.tensor(1.0)},
+            differentiate=list(before["model"]),
+            cotangents={"loss": torch.tensor(1.0)},
         )
 
     def _update(self, before: Mapping[str, Any]) -> dict[str, float]:
@@ -598,6 +591,7 @@ class Judge:
                         "names": [str(i)],
                         "params": [params[i]],
                         "weight_decay": group["weight_decay"],
+                        "lr_scale": group.get("lr_scale", 1.0),
                     }
                     for i, group in enumerate(groups)
                 ],

@@ -144,5 +144,5 @@ def summary(comparison: Comparison) -> str:
     )
     if c.diverged_at is None:
         return f"{text}; the curves agree"
-    where = f", first in {c.first_tensor}" if c.first_tensor else ""
+    where = f"; first wrong by itself is {c.parting}" if c.parting else ""
     return f"{text}; the curves part at step {c.diverged_at}{where}"

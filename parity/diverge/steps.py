@@ -80,6 +80,16 @@ class StepDivergence:
         """Say it."""
         return f"step {self.step}: {self.place}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        place = self.place
+        return {
+            "step": self.step,
+            "layer": place.layer,
+            "tensor": place.tensor,
+            "direction": place.direction,
+        }
+
 
 def first_divergence(
     a: Run, b: Run, batches: Iterable[Any], *, every: int = 1

@@ -90,7 +90,8 @@ def test_defect_in_backward_is_named(monkeypatch, dataset):
 
     monkeypatch.setattr(MLP, "backward", wrong)
     found = curves.compare(small("float32"), dataset, 3, judged=3)
-    assert (found.diverged_at, found.first_tensor) == (1, "d_blocks.1.mlp.fc1.bias")
+    assert (found.diverged_at, found.parting.step) == (1, 1)
+    assert found.parting.place.layer == "blocks.1.mlp.fc1"
 
 
 def test_defect_in_forward_is_named(monkeypatch, dataset):
@@ -103,14 +104,14 @@ def test_defect_in_forward_is_named(monkeypatch, dataset):
     monkeypatch.setattr(Attention, "forward", wrong)
     found = curves.compare(small("float64"), dataset, 10)
     assert found.diverged_at is not None
-    assert found.first_tensor == "blocks.0.attn"
+    assert (found.parting.step, found.parting.place.layer) == (1, "blocks.0.attn")
 
 
 def test_defect_in_the_optimizer_is_named(monkeypatch, dataset):
     monkeypatch.setattr(AdamW, "decoupled", False)
-    _, verdict = curves.run_lockstep(small("float32"), dataset, 2, judged=2)
-    assert verdict.failed_at == 1
-    assert verdict.first_tensor.startswith("new ")
+    found = curves.compare(small("float32"), dataset, 2, judged=2)
+    assert (found.diverged_at, found.parting.step) == (1, 1)
+    assert found.parting.place.direction == "update"
 
 
 def test_leaving_the_envelope():
