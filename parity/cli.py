@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
 
-from parity.program import with_output
+from parity.program import Parser, with_output
 
 AGREE, MISMATCH, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -75,14 +74,6 @@ _EXTRAS = {
     "threadpoolctl": "train",
     "matplotlib": "plot",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers bad usage with one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit with status 2."""
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

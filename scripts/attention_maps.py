@@ -19,13 +19,13 @@ from parity.classifier import Classifier
 from parity.data import load
 from parity.pictures import BACKGROUNDS, STYLES, prepare
 from parity.plots import save
-from parity.program import main_of, summary_of
+from parity.program import Parser, main_of, summary_of
 from parity.sheets import attention_sheet
 from parity.training import BACKENDS, Backend
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument(
         "picture", type=Path, nargs="?", help="a file, or else --data and --index"

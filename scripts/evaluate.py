@@ -15,7 +15,7 @@ from typing import Any
 from parity.classifier import Classifier
 from parity.data import Dataset, load
 from parity.plots import check_matplotlib, save
-from parity.program import check_target, main_of, positive, summary_of
+from parity.program import Parser, check_target, main_of, positive, summary_of
 from parity.scores import Scores, score, worst_mistakes
 from parity.sheets import confusion_matrix, mistakes_sheet
 from parity.training import BACKENDS, Backend, check_fit, predict, replace_text
@@ -26,7 +26,7 @@ SHOWN_CONFUSIONS = 5
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--backend", choices=BACKENDS, required=True)
     parser.add_argument(

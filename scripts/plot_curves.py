@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from parity.plots import compare_runs, read_metrics, save
-from parity.program import main_of, positive, summary_of
+from parity.program import Parser, main_of, positive, summary_of
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument(
         "run", type=Path, nargs="+", help="a run's folder, or its metrics.jsonl"
     )

@@ -19,14 +19,14 @@ import numpy as np
 from parity.classifier import Classifier
 from parity.pictures import BACKGROUNDS, STYLES, Prepared, prepare
 from parity.plots import save
-from parity.program import BAD_INPUT, main_of, positive, summary_of
+from parity.program import BAD_INPUT, Parser, main_of, positive, summary_of
 from parity.scores import probabilities
 from parity.sheets import predictions_sheet
 from parity.training import BACKENDS, Backend, replace_text
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("picture", type=Path, nargs="+")
     parser.add_argument(

@@ -15,13 +15,13 @@ import numpy as np
 
 from parity import recipes
 from parity.plots import save
-from parity.program import main_of, positive, summary_of
+from parity.program import Parser, main_of, positive, summary_of
 from parity.sheets import batch_sheet
 from parity.training import open_data, open_stream
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument(
         "recipe",
         help=f"a .toml file (a run's too), or one of {', '.join(recipes.names())}",

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from parity import recipes
-from parity.program import main_of, positive, summary_of
+from parity.program import Parser, main_of, positive, summary_of
 from parity.summary import summarise
 from parity.training import replace_text
 from vit_numpy.checkpoint import from_pretrained
@@ -19,7 +19,7 @@ from vit_numpy.config import PRESETS, ViTConfig, unknown
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument(
         "network",
         help="a checkpoint, a recipe (name or .toml file), or a preset: "

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from parity.plots import read_metrics
-from parity.program import main_of, summary_of
+from parity.program import Parser, main_of, summary_of
 from parity.tensorboard import TensorBoardLog
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument("run", type=Path, nargs="+", help="the folder of a run")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a folder a run in it"

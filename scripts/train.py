@@ -15,7 +15,7 @@ from typing import Any
 
 from parity import recipes
 from parity.data.progress import progress_bar
-from parity.program import main_of, positive, summary_of
+from parity.program import Parser, main_of, positive, summary_of
 from parity.training import (
     BACKENDS,
     Backend,
@@ -34,7 +34,7 @@ from vit_numpy.finetune import MODES
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary_of(__doc__))
+    parser = Parser(description=summary_of(__doc__))
     parser.add_argument(
         "recipe", help=f"a .toml file, or one of {', '.join(recipes.names())}"
     )
@@ -55,6 +55,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="any other key of the recipe: model.depth=2, schedule.warmup_steps=50",
     )
     parser.add_argument("--threads", type=positive, metavar="N")
+    parser.add_argument(
+        "--recompute",
+        action="store_true",
+        help="compute blocks again in backward: less memory, the same bits",
+    )
     tune = parser.add_argument_group("starting from a trained network")
     tune.add_argument(
         "--from", dest="source", metavar="CKPT", help="its file; it gets a new head"
@@ -75,11 +80,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     only_torch.add_argument("--device", help="where to compute: cuda, cuda:1, mps")
     only_torch.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     only_torch.add_argument("--compile", action="store_true", help="torch.compile")
-    only_torch.add_argument(
-        "--recompute",
-        action="store_true",
-        help="compute blocks again in backward, to save memory",
-    )
     saving = parser.add_argument_group("saving within an epoch")
     saving.add_argument("--save-steps", type=positive, metavar="N")
     saving.add_argument(

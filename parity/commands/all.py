@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from parity.cli import AGREE, MISMATCH, Parser
+from parity.cli import AGREE, MISMATCH
 from parity.commands import check, curves
-from parity.program import make_folder
+from parity.program import Parser, make_folder
 
 STEPS = 200
 RECIPE, DATA = "network1", "mnist-subset"
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("runs/parity"),
         metavar="DIR",
-        help="gets report.json and curves.png; default runs/parity",
+        help="gets report.html, report.json, junit.xml and curves.png; by default "
+        "runs/parity",
     )
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     report = args.out / "report.json"
     parser = Parser(prog="parity check")
     check.add_arguments(parser)
-    failed = check.run(parser.parse_args(["--json", str(report)])) != AGREE
+    failed = check.run(parser.parse_args(["--report", str(args.out)])) != AGREE
 
     print(f"\nWeights both ways: {RECIPE}, trained for an epoch on {DATA}")
     recipe = recipes.load(RECIPE).replace({"data": DATA, "epochs": 1})

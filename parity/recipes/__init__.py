@@ -218,6 +218,8 @@ class Recipe:
     patience : int, default 0
         Epochs without a better score after which training stops; 0 trains them all.
         Needs images to validate with.
+    target : float in (0, 1], optional
+        Share of the test images that the recipe promises to get right.
     finetune : FinetuneSpec, optional
         Where the weights come from, if they are not fresh.
     dtype : {'float32', 'float64'}, default 'float32'
@@ -245,6 +247,7 @@ class Recipe:
     ema: float = 0.0
     validation: float = 0.0
     patience: int = 0
+    target: float | None = None
     augment: tuple[dict[str, Any], ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerSpec
@@ -256,6 +259,8 @@ class Recipe:
         check_int("batch_size", self.batch_size, 1)
         check_int("accumulate", self.accumulate, 1)
         check_int("seed", self.seed, 0)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, got seed={self.seed}")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("init", self.init, INITS)
         if not isinstance(self.zero_head, bool):
@@ -266,11 +271,19 @@ class Recipe:
         check_rate("ema", self.ema)
         check_rate("validation", self.validation)
         check_int("patience", self.patience, 0)
+        if not isinstance(self.model, Mapping):
+            raise TypeError(f"model must be a table, got {self.model!r}")
+        if not isinstance(self.augment, tuple):
+            raise TypeError(f"augment must be an array of tables, got {self.augment!r}")
         if self.patience and not self.validation:
             raise ValueError(
                 "patience needs images to validate with, "
                 f"got patience={self.patience}, validation=0; set validation=0.1"
             )
+        if self.target is not None:
+            check_positive("target", self.target)
+            if self.target > 1:
+                raise ValueError(f"target must be in (0, 1], got target={self.target}")
         self.transforms()
         self.config()
 
@@ -388,6 +401,8 @@ def load(name: str | Path) -> Recipe:
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
         return Recipe.from_dict({"name": path.stem} | tables)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not written in UTF-8 ({error})") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 

@@ -71,6 +71,14 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path, moment):
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
+def test_bad_usage_of_a_program_is_one_line():
+    process = start(TRAIN, "network1", "--backend", "jax")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = err.decode().splitlines()
+    assert line.endswith("see train.py --help")
+
+
 def test_targets_are_checked_before_work_is_spent(tmp_path):
     check_target("--json", None)
     check_target("--json", tmp_path / "new.json")

@@ -105,6 +105,12 @@ def test_wrong_kinds_are_type_errors():
         Recipe.from_dict(SMALL | {"epochs": "many"})
     with pytest.raises(TypeError, match="optimizer must be a table"):
         Recipe.from_dict(SMALL | {"optimizer": "adamw"})
+    with pytest.raises(TypeError, match="model must be a table, got 3"):
+        Recipe.from_dict(SMALL | {"model": 3})
+    with pytest.raises(TypeError, match="augment must be an array of tables, got 3"):
+        Recipe.from_dict(SMALL | {"augment": 3})
+    with pytest.raises(ValueError, match=r"seed must be below 2\*\*64"):
+        Recipe.from_dict(SMALL | {"seed": 2**64})
 
 
 def test_missing_keys_are_named():
@@ -131,4 +137,7 @@ def test_unknown_names_and_files_are_answered(tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("epochs = ")
     with pytest.raises(ValueError, match=r"broken\.toml: "):
+        recipes.load(broken)
+    broken.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"broken\.toml is not written in UTF-8"):
         recipes.load(broken)
