@@ -5,6 +5,7 @@ The page is well-formed XML too, has no script, and fetches nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -15,10 +16,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from parity.bounds import FACTOR
-from parity.checks import CHECKS, PAIR_CHECKS, VISIBLE
+from parity.checks import CHECKS, PAIR_CHECKS, VISIBLE, Finding
 from parity.environment import environment
 from parity.report import (
     BINS,
+    command,
     describe,
     distribution,
     totals,
@@ -157,22 +159,10 @@ def _failures(failing: Sequence[Sequence[PairResult]]) -> str:
 
 
 def _failure(result: PairResult) -> str:
-    rows = []
-    shown = [f for f in result.failures if f.finding.check != "strided"]
-    for failure in shown or result.failures:
-        f = failure.finding
-        where = f"[{', '.join(map(str, f.index))}]" if f.index is not None else ""
-        cells = [
-            f"<b>{_text(f.check)}</b>",
-            f"{_code(f.tensor + where) if f.tensor else ''} {_text(f.detail)}",
-            *map(_value, (f.candidate, f.torch, f.truth)),
-            f"{_number(f.share)} ×",
-        ]
-        rows.append(_row(cells, ["", "wide"]))
-    found = _grid(
-        ["check", "tensor", "candidate", "PyTorch", "float64 truth", "bound"],
-        rows,
-    )
+    # Other layouts say nothing that the contiguous one has not said.
+    plain = [f for f in result.failures if f.finding.check != "strided"]
+    shown = plain or result.failures
+    found = "".join(_finding(failure.finding) for failure in shown)
     cause = ""
     if result.explanation is not None:
         explained = result.explanation
@@ -186,15 +176,35 @@ def _failure(result: PairResult) -> str:
         else:
             cause = '<p class="cause"><b>No known cause fits.</b></p>'
         if explained.facts:
-            facts = "".join(f"<li>{_text(fact)}</li>" for fact in explained.facts)
+            different = dict.fromkeys(explained.facts)
+            facts = "".join(f"<li>{_text(fact)}</li>" for fact in different)
             cause += f"<ul>{facts}</ul>"
     return (
         f'<article class="failure">\n<h3><a href="#{_anchor(result.pair)}">'
         f"{_text(result.pair)}</a> <small>{_text(result.dtype)}</small></h3>\n"
         f"{cause}\n{found}\n"
-        "<details><summary>As the command line says it, with the command that "
-        f"reproduces it</summary><pre>{_text(describe(result).strip())}</pre></details>"
-        "\n</article>"
+        "<p>See it again with</p>\n"
+        f"<pre>{_text(command(shown[0], result.table))}</pre>\n"
+        "<details><summary>All as the command line says it</summary>"
+        f"<pre>{_text(describe(result).strip())}</pre></details>\n</article>"
+    )
+
+
+def _finding(finding: Finding) -> str:
+    where = f"[{', '.join(map(str, finding.index))}]" if finding.index else ""
+    tensor = f" {_code(finding.tensor + where)}" if finding.tensor else ""
+    share = f" {_number(finding.share)} times the error bound"
+    size = f"<small>{share}</small>" if math.isfinite(finding.share) else ""
+    detail = f"<br/>{_text(finding.detail)}" if finding.detail else ""
+    values = {
+        "candidate": finding.candidate,
+        "PyTorch": finding.torch,
+        "float64 truth": finding.truth,
+    }
+    listed = "" if finding.index is None else _list(values)
+    return (
+        f'<div class="finding"><p><b>{_text(finding.check)}</b>{tensor}{size}{detail}'
+        f"</p>{listed}</div>"
     )
 
 
@@ -207,18 +217,20 @@ def _table(results: Sequence[PairResult]) -> str:
             f'<a href="#{_anchor(result.pair)}">{_text(result.pair)}</a>',
             _text(result.dtype),
             f'<span class="{"no" if result.failures else "yes"}">{status}</span>',
-            f"{result.examples}",
-            f"{result.tensors}",
             _strip(shares, result.dtype),
             *(_number(result.share(c)) for c in ("forward", "dx", "d_params")),
+            _ratio(
+                result.error_ratio, listed=None not in result.less_accurate.values()
+            ),
             _power(result.sensitivity),
-            _ratio(result.error_ratio),
+            f"{result.examples}",
+            f"{result.tensors}",
             f"{result.seconds:.1f}",
         ]
-        rows.append(_row(cells, ["", "left", "left", "", "", "left"]))
+        rows.append(_row(cells, ["", "left", "left", "left"]))
     header = [
-        *("pair", "dtype", "", "cases", "tensors", "share of the bound, 0 to 1"),
-        *("forward", "dx", "params", "sensitivity", "error ratio", "s"),
+        *("pair", "dtype", "", "share of the bound, 0 to 1", "forward", "dx"),
+        *("params", "error ratio", "sensitivity", "cases", "tensors", "s"),
     ]
     return (
         '<section id="table">\n<h2>The table</h2>\n'
@@ -226,7 +238,7 @@ def _table(results: Sequence[PairResult]) -> str:
         "were used; 1 is the limit. Sensitivity is the smallest relative error in one "
         "element that would have been flagged, for the tensor where it is largest. "
         "The error ratio is NumPy’s float32 error in units of PyTorch’s, for the "
-        f"tensor where it is largest.</p>\n{_grid(header, rows, left=6)}\n</section>"
+        f"tensor where it is largest.</p>\n{_grid(header, rows, left=4)}\n</section>"
     )
 
 
@@ -263,7 +275,9 @@ def _accuracy(results: Sequence[PairResult]) -> str:
             f"{_text(result.pair)}</a> {_code(tensor)}</div>"
             f'<div class="bars">{_bar("numpy", accuracy.candidate, largest)}'
             f"{_bar('torch', accuracy.torch, largest)}</div>"
-            f'<div class="ratio">{_ratio(accuracy.ratio)}</div>{notes}</li>'
+            f'<div class="ratio">'
+            f"{_ratio(accuracy.ratio, listed=bool(result.less_accurate.get(tensor)))}"
+            f"</div>{notes}</li>"
         )
     return (
         '<section id="accuracy">\n<h2>Is NumPy as accurate as PyTorch?</h2>\n'
@@ -271,8 +285,7 @@ def _accuracy(results: Sequence[PairResult]) -> str:
         "tensor with the largest ratio: root mean square errors over all cases, in "
         "units of what rounding alone explains there.</p>\n"
         '<p class="key"><span class="swatch numpy"></span> NumPy '
-        '<span class="swatch torch"></span> PyTorch <span class="swatch none"></span>'
-        " ratio</p>\n"
+        '<span class="swatch torch"></span> PyTorch</p>\n'
         f'<ol class="errors">{"".join(bars)}</ol>\n</section>'
     )
 
@@ -289,21 +302,20 @@ def _pairs(pairs: Sequence[Sequence[PairResult]]) -> str:
     parts = [
         '<section id="pairs">\n<h2>Pair by pair</h2>\n'
         "<p>How the share of the bound is distributed, by regime and dtype, over the "
-        "tensors of all cases: from 0 on the left to 1, the limit, on the right. "
-        "Then every tensor by every check.</p>"
+        "tensors of all cases: from 0 on the left to 1, the limit, on the right; the "
+        'number is the largest.</p>\n<div class="cards">'
     ]
     for group in pairs:
         failed = any(result.failures for result in group)
-        share = max((r.share() or 0.0 for r in group), default=0.0)
+        name = group[0].pair
         parts.append(
-            f'<details class="pair"{" open=" + chr(34) * 2 if failed else ""}>'
-            f'<summary><span class="{"no" if failed else "yes"}">'
-            f"{'✗' if failed else '✓'}</span> <b>{_text(group[0].pair)}</b> "
-            f"<small>at most {_number(share)} of the bound</small></summary>\n"
-            f'<div id="{_anchor(group[0].pair)}">{_regimes(group)}'
-            f"{''.join(map(_tensors, group))}</div></details>"
+            f'<article class="pair" id="{_anchor(name)}">\n'
+            f'<h3><span class="{"no" if failed else "yes"}">'
+            f"{'✗' if failed else '✓'}</span> {_text(name)}</h3>\n{_regimes(group)}\n"
+            "<details><summary>Every tensor by every check</summary>\n"
+            f"{''.join(map(_tensors, group))}</details>\n</article>"
         )
-    return "\n".join(parts) + "\n</section>"
+    return "\n".join(parts) + "\n</div>\n</section>"
 
 
 def _regimes(group: Sequence[PairResult]) -> str:
@@ -317,7 +329,7 @@ def _regimes(group: Sequence[PairResult]) -> str:
         about = _REGIMES.get(regime, "")
         strips = "".join(
             f"<span>{_strip(r.shares.get(regime, []), r.dtype)}"
-            f"<em>{_number(max(r.shares.get(regime, [0.0])))}</em></span>"
+            f"<em>{_number(max(r.shares.get(regime, []), default=None))}</em></span>"
             for r in group
         )
         rows.append(
@@ -363,7 +375,7 @@ def _tensors(result: PairResult) -> str:
             _number(record.share) if _is_measured(record) else _passed(record),
             _power(record.sensitivity),
             "–" if record.seen is None else f"{record.seen:.0%}",
-            *_errors(record.accuracy),
+            *_errors(record.accuracy, bool(result.less_accurate.get(record.tensor))),
         ]
         rows.append(_row(cells, ["left", "left wide"]))
     header = ["check", "tensor", "findings", "bound", "sensitivity", "seen"]
@@ -387,10 +399,10 @@ def _passed(record: Record) -> str:
     return "holds" if record.share <= 1 else '<span class="no">✗</span>'
 
 
-def _errors(accuracy: Accuracy | None) -> list[str]:
+def _errors(accuracy: Accuracy | None, listed: bool) -> list[str]:
     if accuracy is None:
         return ["–"] * 3
-    ratio = _ratio(accuracy.ratio)
+    ratio = _ratio(accuracy.ratio, listed=listed)
     return [f"{accuracy.candidate:.3f}", f"{accuracy.torch:.3f}", ratio]
 
 
@@ -500,22 +512,22 @@ def _number(value: float | str | None) -> str:
         return "NaN"
     if value == float("inf"):
         return "∞"
-    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
-
-
-def _value(value: float | None) -> str:
-    return "–" if value is None else f"<code>{_text(repr(value))}</code>"
+    if value < 10:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if value < 1e5 else f"{value:.0e}".replace("e+", "e")
 
 
 def _power(value: float | None) -> str:
     return "–" if value is None else f"{value:.0e}"
 
 
-def _ratio(value: float | None) -> str:
+def _ratio(value: float | None, *, listed: bool) -> str:
+    """Write an error in units of PyTorch's; `listed` if a reason is for a large one."""
     if value is None:
         return "–"
-    kind = ' class="no"' if value > TWICE else ""
-    return f"<span{kind}>{_number(value)} ×</span>"
+    if value <= TWICE:
+        return f"{_number(value)} ×"
+    return f'<span class="{"listed" if listed else "no"}">{_number(value)} ×</span>'
 
 
 _STYLE = """
@@ -541,7 +553,7 @@ code{overflow-wrap:anywhere}
 header{padding:1.4rem clamp(1rem,3vw,1.8rem);border-radius:14px;margin-top:.6rem}
 header.good{background:var(--goodbg)}header.bad{background:var(--badbg)}
 .good .mark,.yes{color:var(--good)}.bad .mark,.no{color:var(--bad)}
-.no{font-weight:600}
+.no,.listed{font-weight:600}.listed{color:var(--torch)}
 .tiles{list-style:none;display:grid;margin:1.2rem 0 0;padding:0;gap:.7rem 1.4rem;
 grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr))}
 .tiles li{font-size:.85rem;color:var(--soft);line-height:1.3}
@@ -549,7 +561,7 @@ grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr))}
 font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:10px;
 background:var(--card);max-width:100%}
-table{border-collapse:collapse;width:100%;font-size:.85rem;
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.85rem;
 font-variant-numeric:tabular-nums}
 th,td{padding:.34rem .7rem;text-align:right;white-space:nowrap;
 border-top:1px solid var(--line);vertical-align:top}
@@ -564,7 +576,7 @@ td.wide{text-align:left;white-space:normal;min-width:12rem}
 .swatch{display:inline-block;width:.8em;height:.8em;border-radius:2px;
 vertical-align:-.05em;margin-left:.8em}.swatch:first-child{margin-left:0}
 .swatch.numpy,.numpy i{background:var(--numpy)}
-.swatch.torch,.torch i{background:var(--torch)}.swatch.none{display:none}
+.swatch.torch,.torch i{background:var(--torch)}
 .errors{list-style:none;margin:0;padding:.3rem 0;border:1px solid var(--line);
 border-radius:10px;background:var(--card);font-size:.85rem}
 .errors li{display:grid;grid-template-columns:minmax(0,17rem) 1fr 4rem;gap:0 1rem;
@@ -578,14 +590,21 @@ color:var(--soft);font-variant-numeric:tabular-nums}
 .failure{border-left:4px solid var(--bad);background:var(--card);margin:1rem 0;
 padding:.3rem clamp(.8rem,2.5vw,1.4rem) 1rem;border-radius:0 10px 10px 0}
 .cause{font-size:1.02rem}
+.finding{border-top:1px solid var(--line);padding:.5rem 0 .2rem}
+.finding p{margin:0 0 .2rem}.finding dl{font-family:ui-monospace,SFMono-Regular,Menlo,
+Consolas,monospace}.finding dl div{grid-template-columns:9rem 1fr;padding:.05rem 0}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--bg);
 border:1px solid var(--line);border-radius:8px;padding:.8rem;margin:.6rem 0 0}
 details{margin:.6rem 0}summary{cursor:pointer}
-details.pair{border:1px solid var(--line);border-radius:10px;background:var(--card);
-margin:.5rem 0;padding:0 clamp(.6rem,2vw,1rem)}
-details.pair>summary{padding:.55rem 0}details.pair>div{padding:0 0 1rem;
-scroll-margin-top:4rem}
-.regime{display:grid;grid-template-columns:7rem repeat(auto-fit,minmax(6rem,1fr));
+.cards{display:grid;gap:.8rem;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,28rem),1fr))}
+.pair{border:1px solid var(--line);border-radius:10px;background:var(--card);
+padding:.7rem clamp(.7rem,2vw,1rem) .3rem;min-width:0;scroll-margin-top:1rem;
+display:flex;flex-direction:column}
+.pair:has(details[open]){grid-column:1/-1}.pair:target{border-color:var(--soft)}
+.pair h3{margin:0 0 .3rem}.pair details{margin:auto 0 0;padding:.5rem 0}
+.pair summary{color:var(--soft);font-size:.82rem}
+.regime{display:grid;grid-template-columns:6rem repeat(auto-fit,minmax(6rem,1fr));
 gap:.8rem;align-items:center;padding:.15rem 0;font-size:.82rem}
 .regime>span{display:flex;align-items:center;gap:.5rem;min-width:0}
 .regime.head,.regime em{color:var(--soft);font-style:normal}
@@ -599,7 +618,7 @@ overflow-wrap:anywhere}
 grid-template-columns:5.4rem 1fr 1fr;gap:.5rem}dl div{grid-template-columns:1fr;
 padding:.35rem 0}dt{font-size:.8rem}.tiles{grid-template-columns:1fr 1fr}
 th,td{padding:.34rem .5rem}}
-@media print{details.pair{break-inside:avoid}}
+@media print{.pair,.failure{break-inside:avoid}}
 """
 
 
