@@ -531,9 +531,12 @@ def clip_grad_norm(grads: Grads, max_norm: float) -> np.floating[Any]:
     check_positive("max_norm", max_norm)
     norm = grad_norm(grads)
     factor = max_norm / (norm + 1e-6)
-    if factor < 1:
-        for grad in grads.values():
-            grad *= factor
+    # A norm that is NaN makes all of them NaN, rather than pass by the comparison.
+    if not factor >= 1:
+        # Infinity times 0 is NaN here, and no news: the norm has said so.
+        with np.errstate(invalid="ignore"):
+            for grad in grads.values():
+                grad *= factor
     return norm
 
 

@@ -77,3 +77,13 @@ def test_a_header_that_is_no_object_is_bad_input(tmp_path, capsys, command):
     assert main([command, str(file), *targets]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the header entry 'vit_parity' cannot be read" in line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_clipping_hides_no_gradient_that_is_not_finite(value):
+    ours = {"a": np.array([value, 1.0]), "b": np.ones(2)}
+    theirs = {name: torch.from_numpy(grad.copy()) for name, grad in ours.items()}
+    norms = vit_numpy.clip_grad_norm(ours, 1.0), vit_torch.clip_grad_norm(theirs, 1.0)
+    np.testing.assert_equal(norms[0], norms[1].item())
+    for name, grad in ours.items():
+        np.testing.assert_array_equal(grad, theirs[name].numpy())
