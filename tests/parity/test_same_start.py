@@ -7,12 +7,14 @@ import torch
 from vit_numpy import augment as numpy_augment
 from vit_numpy import draws
 from vit_numpy import init as numpy_init
+from vit_numpy import layers as numpy_layers
 from vit_numpy import model as numpy_model
 from vit_numpy.config import ViTConfig
 from vit_torch import augment as torch_augment
 from vit_torch import config as torch_config
 from vit_torch import draws as torch_draws
 from vit_torch import init as torch_init
+from vit_torch import layers as torch_layers
 from vit_torch import model as torch_model
 
 FIELDS = dict(
@@ -63,3 +65,10 @@ def test_same_pixels_from_the_same_seed(dtype):
     )
     np.testing.assert_array_equal(ours, theirs.numpy())
     assert (ours != images).any()
+
+
+def test_layer_scale_starts_where_it_is_told():
+    """Parity draws every parameter anew, and so cannot see where one starts."""
+    ours = numpy_layers.LayerScale(3, 0.25).gamma
+    theirs = torch_layers.LayerScale(3, 0.25).gamma
+    assert ours.tolist() == theirs.tolist() == [0.25] * 3
