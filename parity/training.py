@@ -56,7 +56,7 @@ class Backend:
     compile : bool, default False
         Whether torch compiles the model.
     recompute : bool, default False
-        Whether torch computes blocks again in backward, to save memory.
+        Whether blocks are computed again in backward, to save memory; in both.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Backend:
         if name not in BACKENDS:
             raise unknown_name("backend", name, BACKENDS)
         backend = cls(name, **options)
-        if name == "numpy" and backend.options:
-            option, value = next(iter(backend.options.items()))
-            raise ValueError(
-                f"{option} is of backend 'torch' alone, got {option}={value!r}; "
-                "leave it out, or choose --backend torch"
-            )
+        for option, value in backend.options.items():
+            if name == "numpy" and option != "recompute":
+                raise ValueError(
+                    f"{option} is of backend 'torch' alone, got {option}={value!r}; "
+                    "leave it out, or choose --backend torch"
+                )
         try:
             import_module(f"vit_{name}")
         except ModuleNotFoundError as error:
@@ -157,8 +157,9 @@ class Step:
 class Epoch:
     """One epoch, counted from 1: means over its steps, then scores on the test images.
 
-    `seconds` is the time of the steps alone, without the evaluation. Where weights are
-    averaged, the average is scored. The last two are None without validation images.
+    `seconds` is the time of the steps and of making their batches, and
+    `evaluation_seconds` that of the scoring. Where weights are averaged, the average is
+    scored. What is of validation images is None where there are none.
     """
 
     epoch: int
@@ -168,6 +169,7 @@ class Epoch:
     test_loss: float
     test_accuracy: float
     seconds: float
+    evaluation_seconds: float
     validation_loss: float | None = None
     validation_accuracy: float | None = None
 
@@ -188,7 +190,7 @@ class Progress:
         Batches of the epoch after these that are done.
     images, loss, accuracy, seconds
         Of those batches: their images, the sums of loss and accuracy over these, and
-        the time of their steps.
+        the time that they took.
     best : float, optional
         The best score of an epoch so far.
     best_epoch : int
@@ -367,7 +369,7 @@ def build_model(recipe: Recipe, backend: Backend) -> Any:
         backend.module("optim").flatten_parameters(model)
     else:
         model = model.to(backend.device, getattr(_torch(), recipe.dtype))
-        model.recompute = backend.recompute
+    model.recompute = backend.recompute
     return model
 
 
@@ -499,8 +501,8 @@ def train(
         while progress.epoch < recipe.epochs and not _is_patience_over(
             recipe, progress
         ):
+            started = time.perf_counter()
             for batch in stream.epoch(progress.epoch, start=progress.batch):
-                started = time.perf_counter()
                 try:
                     result = trainer.step(
                         backend.array(batch.images, recipe.dtype),
@@ -528,6 +530,9 @@ def train(
                 ) or time.monotonic() - saved_at >= late:
                     save()
                 check_stop()
+                # What happened between two steps is not the training's time.
+                started = time.perf_counter()
+            started = time.perf_counter()
             with trainer.ema.applied() if trainer.ema else nullcontext():
                 test = scored(dataset.test)
                 held_out = None if validation is None else scored(validation)
@@ -539,6 +544,7 @@ def train(
                 test_loss=test.loss,
                 test_accuracy=test.top1,
                 seconds=progress.seconds,
+                evaluation_seconds=time.perf_counter() - started,
                 validation_loss=held_out.loss if held_out else None,
                 validation_accuracy=held_out.top1 if held_out else None,
             )

@@ -83,7 +83,7 @@ def timeless(record):
     return {
         key: timeless(value) if isinstance(value, dict) else value
         for key, value in record.items()
-        if key != "seconds"
+        if not key.endswith("seconds")
     }
 
 

@@ -1,0 +1,399 @@
+"""Results of the recipes: which runs there are to make, and what came of them.
+
+Runs lie in a folder each, as `parity.training` leaves them; results are collected in
+one JSON file, a record a run, and set in a page for people to read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from parity import recipes
+from parity.plots import compare_runs, read_metrics
+from parity.training import BACKENDS, RECIPE_FILE, replace_text
+
+PUBLISHED_SECONDS = {"network1": 278, "network2": 5354, "network3": 23187}
+"""What a NumPy implementation of the same three networks took, by its author."""
+
+PUBLISHED_SPEEDUP = {"network1": 5, "network2": 10, "network3": 10}
+"""How many times faster than that training in NumPy is meant to be on two cores."""
+
+_SEEDS = {"network1": 3, "mnist-compact": 3}
+
+# What shows most for its time comes first: small networks in both backends, then the
+# larger ones in NumPy, then these in torch.
+_SMALL = ("mnist-sincos", "network1", "mnist-compact", "network2")
+_LARGE = ("mnist-strong", "fashion-strong", "network3", "cifar10-strong", "mnist-flat")
+_FOLDER = "folder-224"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Attributes
+    ----------
+    recipe, backend : str
+    seed : int
+    """
+
+    recipe: str
+    backend: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the run, of its folder and of its result."""
+        return f"{self.recipe}-{self.backend}-{self.seed}"
+
+
+def plan(folder: bool = False) -> list[Job]:
+    """Return all runs in the order to make them.
+
+    Parameters
+    ----------
+    folder : bool
+        Whether there is a folder of pictures for the recipe that takes one.
+    """
+    small = [
+        Job(recipe, backend, seed)
+        for recipe in _SMALL
+        for seed in range(_SEEDS.get(recipe, 1))
+        for backend in BACKENDS
+    ]
+    large = (*_LARGE, _FOLDER) if folder else _LARGE
+    return small + [Job(recipe, b, 0) for b in BACKENDS for recipe in large]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run, finished or not.
+
+    Attributes
+    ----------
+    recipe, backend : str
+    seed : int
+    data : str
+    epochs, planned_epochs : int
+        Finished, and those that were to be.
+    steps : int
+    test_accuracy, test_loss : float
+        After the last finished epoch; not of the best one.
+    seconds, evaluation_seconds : float
+        Of all epochs together: of the steps with their batches, and of the scoring.
+    environment : dict
+        Versions and machine, where the run began.
+    error : str
+        Why it failed; empty if it did not.
+    """
+
+    recipe: str
+    backend: str
+    seed: int
+    data: str
+    epochs: int
+    planned_epochs: int
+    steps: int
+    test_accuracy: float
+    test_loss: float
+    seconds: float
+    evaluation_seconds: float
+    environment: dict[str, Any]
+    error: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch of the recipe was trained."""
+        return self.epochs == self.planned_epochs
+
+    @property
+    def trial(self) -> str:
+        """How the run differs from its recipe, as a trial; empty if it does not."""
+        recipe = recipes.load(self.recipe)
+        trial = []
+        if self.planned_epochs != recipe.epochs:
+            trial.append(f"{self.planned_epochs} epochs")
+        # Which folder of pictures it is, is the user's to say.
+        if self.data != recipe.data and self.recipe != _FOLDER:
+            trial.append(f"on {self.data}")
+        return f"a trial of {', '.join(trial)}" if trial else ""
+
+    @classmethod
+    def read(cls, job: Job, path: Path) -> Self | None:
+        """Return the result of the run in a folder; None before its first epoch."""
+        try:
+            records = read_metrics(path)
+        except FileNotFoundError:
+            return None
+        epochs = [record for record in records if record["kind"] == "epoch"]
+        if not epochs:
+            return None
+        last = epochs[-1]
+        recipe = recipes.load(path / RECIPE_FILE)
+        return cls(
+            job.recipe,
+            job.backend,
+            job.seed,
+            data=recipe.data,
+            epochs=last["epoch"],
+            planned_epochs=recipe.epochs,
+            steps=last["step"],
+            test_accuracy=last["test_accuracy"],
+            test_loss=last["test_loss"],
+            seconds=sum(epoch["seconds"] for epoch in epochs),
+            evaluation_seconds=sum(epoch["evaluation_seconds"] for epoch in epochs),
+            environment=records[0]["environment"],
+        )
+
+
+class Results:
+    """The results of many runs, in a file that is rewritten with each.
+
+    Parameters
+    ----------
+    path : Path
+        A JSON file; need not exist.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.by_name: dict[str, Result] = {}
+        if path.exists():
+            try:
+                runs = json.loads(path.read_text("utf-8"))["runs"]
+                self.by_name = {name: Result(**run) for name, run in runs.items()}
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path} holds no results ({error}); move it out of the way"
+                ) from None
+
+    def record(self, job: Job, result: Result | None, error: str = "") -> None:
+        """Keep the result of a run, and write the file, whole or not at all."""
+        if result is None:
+            return
+        self.by_name[job.name] = replace(result, error=error)
+        runs = {name: asdict(run) for name, run in sorted(self.by_name.items())}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(self.path, json.dumps({"runs": runs}, indent=1) + "\n")
+
+    def of(
+        self, recipe: str, backend: str | None = None, finished: bool = True
+    ) -> list[Result]:
+        """Return the results of a recipe, of one backend or both, by seed."""
+        return [
+            result
+            for _, result in sorted(self.by_name.items())
+            if result.recipe == recipe
+            and backend in (None, result.backend)
+            and (result.finished or not finished)
+        ]
+
+
+def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
+    """Draw the finished runs of a recipe over each other, in a small picture."""
+    metrics = {}
+    for r in results.of(recipe):
+        package = "NumPy" if r.backend == "numpy" else "PyTorch"
+        name = Job(r.recipe, r.backend, r.seed).name
+        metrics[f"{package}, seed {r.seed}"] = read_metrics(runs / name)
+    if metrics:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compare_runs(metrics).savefig(path, dpi=80)
+
+
+def page(results: Results, pictures: str = "results") -> str:
+    """Return the results as a page of Markdown.
+
+    Parameters
+    ----------
+    results : Results
+    pictures : str
+        The folder with the recipes' curves, as seen from the page.
+    """
+    known = (*_SMALL, *_LARGE, _FOLDER)
+    parts = [
+        "# Results",
+        "Every recipe was run unchanged in both backends, on whole data sets, by "
+        "`python scripts/reproduce.py`, which also wrote this page. Accuracies are of "
+        "the test images after the last epoch, never of the best one. Times are of "
+        "training, with making the batches and without the evaluation after each "
+        "epoch.",
+        _table(
+            ("recipe", "target", "NumPy", "PyTorch", "NumPy, min", "PyTorch, min"),
+            [_summary(results, name) for name in known if results.of(name)],
+        ),
+        *_same(results),
+        *_speed(results),
+        *_unfinished(results, known),
+        *_machines(results),
+        *_pictures(results, known, pictures),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(results: Results, name: str) -> list[str]:
+    target = recipes.load(name).target
+    row = [f"`{name}`", "–" if target is None else f"≥ {target:.1%}"]
+    times = []
+    for backend in BACKENDS:
+        found = results.of(name, backend)
+        if not found:
+            row.append("not run yet")
+            times.append("–")
+            continue
+        accuracy = statistics.mean(r.test_accuracy for r in found)
+        seeds = f" (mean of {len(found)} seeds)" if len(found) > 1 else ""
+        trial = next((r.trial for r in found if r.trial), "")
+        verdict = f", {trial}" if trial else ""
+        if target is not None and not trial:
+            verdict = ", met" if accuracy >= target else ", **missed**"
+        row.append(f"{accuracy:.2%}{seeds}{verdict}")
+        times.append(f"{statistics.mean(r.seconds for r in found) / 60:.1f}")
+    return row + times
+
+
+def _same(results: Results) -> Iterator[str]:
+    """Yield how the means of both backends compare, where there are several seeds."""
+    rows = []
+    for name in _SEEDS:
+        accuracies = {
+            backend: [r.test_accuracy for r in results.of(name, backend)]
+            for backend in BACKENDS
+        }
+        if min(map(len, accuracies.values())) < 2:
+            continue
+        difference, error = difference_of_means(*accuracies.values())
+        verdict = "yes" if abs(difference) <= 2 * error else "**no**"
+        shown = [" ".join(f"{a:.2%}" for a in each) for each in accuracies.values()]
+        rows.append(
+            [f"`{name}`", *shown, f"{difference:+.2%}", f"{2 * error:.2%}", verdict]
+        )
+    if rows:
+        yield "## Do both backends train alike?"
+        yield (
+            "A seed gives both backends the same batches, but weights and dropout "
+            "masks of their own. Their means should differ by no more than twice the "
+            "standard error of that difference. (From the same weights and masks they "
+            "go together step by step: `parity curves`.)"
+        )
+        head = ("recipe", "NumPy", "PyTorch", "difference", "2 s.e.", "within")
+        yield _table(head, rows)
+
+
+def difference_of_means(
+    one: Sequence[float], other: Sequence[float]
+) -> tuple[float, float]:
+    """Return the difference of two means, and its standard error (Welch's)."""
+    difference = statistics.mean(one) - statistics.mean(other)
+    error = math.sqrt(
+        statistics.variance(one) / len(one) + statistics.variance(other) / len(other)
+    )
+    return difference, error
+
+
+def _speed(results: Results) -> Iterator[str]:
+    """Yield the times in NumPy beside published ones."""
+    rows = []
+    for name, published in PUBLISHED_SECONDS.items():
+        found = [r for r in results.of(name, "numpy") if not r.trial]
+        if found:
+            seconds = statistics.mean(r.seconds + r.evaluation_seconds for r in found)
+            wanted = PUBLISHED_SPEEDUP[name]
+            verdict = "met" if published / seconds >= wanted else "**missed**"
+            rows.append(
+                [
+                    f"`{name}`",
+                    f"{published:,} s",
+                    f"{seconds:,.0f} s",
+                    f"{published / seconds:.1f}",
+                    f"≥ {wanted}, {verdict}",
+                ]
+            )
+    if rows:
+        yield "## How long NumPy takes"
+        yield (
+            "Against the times that the author of these three networks published for a "
+            "NumPy implementation, on another machine. Evaluation is counted here."
+        )
+        yield _table(("recipe", "published", "here", "times faster", "target"), rows)
+
+
+def _unfinished(results: Results, known: Sequence[str]) -> Iterator[str]:
+    """Yield what was not run to its end, and why."""
+    rows = []
+    for job in plan(folder=True):
+        result = results.by_name.get(job.name)
+        if result is not None and result.finished:
+            continue
+        state = "not begun"
+        if job.recipe == _FOLDER:
+            state = "not begun: it takes pictures of your own (`--folder`)"
+        if result is not None:
+            state = (
+                f"{result.epochs} of {result.planned_epochs} epochs, "
+                f"{result.test_accuracy:.2%} so far"
+            )
+            if result.error:
+                state += f"; failed: {result.error}"
+        rows.append([f"`{job.recipe}`", job.backend, str(job.seed), state])
+    if rows:
+        yield "## Not finished"
+        yield _table(("recipe", "backend", "seed", "state"), rows)
+
+
+def _machines(results: Results) -> Iterator[str]:
+    """Yield what the runs were made on, each machine and set of versions once."""
+    made: dict[str, list[str]] = {}
+    for name, result in results.by_name.items():
+        made.setdefault(_machine(result.environment), []).append(name)
+    if made:
+        yield "## Machine and versions"
+        lines = []
+        for machine, names in made.items():
+            which = "" if len(made) == 1 else f" ({', '.join(names)})"
+            lines.append(f"- {machine}{which}")
+        yield "\n".join(lines)
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    packages = ", ".join(
+        f"{name} {version}"
+        for name, version in environment["packages"].items()
+        if version and name in ("numpy", "torch")
+    )
+    blas = {
+        f"{pool['library']} {pool['version']} ({pool['kernel']})"
+        for pool in environment["blas"] or ()
+    }
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores; "
+        f"Python {environment['python']}, {packages}"
+        + "".join(f"; {library}" for library in sorted(blas))
+    )
+
+
+def _pictures(results: Results, known: Sequence[str], pictures: str) -> Iterator[str]:
+    shown = [name for name in known if results.of(name)]
+    if shown:
+        yield "## Curves"
+        for name in shown:
+            yield f"### {name}"
+            yield f"![Loss and accuracy of {name}]({pictures}/{name}.png)"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Run every recipe in both backends, and write down what comes of it.
+
+python scripts/reproduce.py --budget 60
+
+It can be stopped at any time, and goes on where it was. Each result is recorded as soon
+as it is there.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from parity import recipes
+from parity.data.names import unknown_name
+from parity.program import Parser, main_of, positive, summary_of
+from parity.results import Job, Result, Results, draw_curves, page, plan
+from parity.training import (
+    BACKENDS,
+    RECIPE_FILE,
+    StopSignals,
+    exit_status,
+    replace_text,
+)
+
+TRAIN = Path(__file__).with_name("train.py")
+
+# Statuses of a training that saved its state because it was asked to stop.
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=summary_of(__doc__))
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="stop after so long"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="RECIPE", help="these recipes alone"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help="this backend alone")
+    parser.add_argument(
+        "--folder", type=Path, help="pictures for folder-224, a sub-folder a class"
+    )
+    parser.add_argument(
+        "--epochs", type=positive, metavar="N", help="fewer, to try it out"
+    )
+    parser.add_argument("--data", metavar="NAME", help="other data, to try it out")
+    parser.add_argument("--threads", type=positive, metavar="N")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results.json"))
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in args.only or ():
+        if name not in recipes.names():
+            raise unknown_name("recipe", name, recipes.names())
+    jobs = [
+        job
+        for job in plan(folder=args.folder is not None)
+        if (not args.only or job.recipe in args.only)
+        and args.backend in (None, job.backend)
+    ]
+    results = Results(args.results)
+    deadline = time.monotonic() + 60 * args.budget if args.budget else float("inf")
+    failed = 0
+    with StopSignals() as signals:
+        for job in jobs:
+            known = results.by_name.get(job.name)
+            if known is not None and known.finished:
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0:
+                print(f"the budget of {args.budget:g} minutes is spent")
+                break
+            print(f"{job.name} …", flush=True)
+            error = make(job, args, deadline, signals)
+            folder = args.runs / job.name
+            results.record(job, Result.read(job, folder), error)
+            pictures = args.results.with_suffix("")
+            draw_curves(results, job.recipe, args.runs, pictures / f"{job.recipe}.png")
+            replace_text(args.results.with_suffix(".md"), page(results, pictures.name))
+            print(f"  {outcome(results, job, error)}", flush=True)
+            failed += bool(error)
+            if signals:
+                return exit_status(signals)
+    return 1 if failed else 0
+
+
+def make(
+    job: Job, args: argparse.Namespace, deadline: float, signals: StopSignals
+) -> str:
+    """Run a job or go on with it, until it ends or time is up; return its error."""
+    folder = args.runs / job.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(TRAIN), job.recipe, "--backend", job.backend]
+    command += ["--out", str(folder)]
+    if (folder / RECIPE_FILE).exists():
+        command.append("--resume")
+    else:
+        command += ["--seed", str(job.seed)]
+        command += ["--epochs", str(args.epochs)] if args.epochs else []
+        data = f"folder:{args.folder}" if job.recipe == "folder-224" else args.data
+        command += ["--data", data] if data else []
+    command += ["--threads", str(args.threads)] if args.threads else []
+    # A kernel that the environment forces would be measured instead of the CPU's own.
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    log = folder.with_suffix(".log")
+    with log.open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment
+        )
+        asked = False
+        while process.poll() is None:
+            if not asked and (signals or time.monotonic() >= deadline):
+                process.terminate()
+                asked = True
+            time.sleep(0.2)
+    if process.returncode in (0, *STOPPED):
+        return ""
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"train.py ended with status {process.returncode}"
+
+
+def outcome(results: Results, job: Job, error: str) -> str:
+    """Say on a line what came of a job."""
+    result = results.by_name.get(job.name)
+    if error:
+        return f"failed: {error}"
+    if result is None:
+        return "stopped before its first epoch was finished"
+    return (
+        f"{result.epochs}/{result.planned_epochs} epochs, "
+        f"test {result.test_accuracy:.2%}, {result.seconds / 60:.1f} min"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(run, parse))

@@ -1,0 +1,125 @@
+"""Results are kept as they come, and the page says what was met and what was not."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parity import recipes
+from parity.results import Job, Result, Results, difference_of_means, page, plan
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {
+    "cpu": "Abacus 9", "cores": 2, "python": "3.12.1",
+    "packages": {"numpy": "2.4.6", "torch": None}, "blas": None,
+}  # fmt: skip
+RESULT = Result(
+    "network1", "numpy", 0, data="mnist", epochs=20, planned_epochs=20, steps=12000,
+    test_accuracy=0.97, test_loss=0.1, seconds=25.0, evaluation_seconds=2.8,
+    environment=MACHINE,
+)  # fmt: skip
+
+
+def record(results, recipe="network1", backend="numpy", seed=0, **changes):
+    job = Job(recipe, backend, seed)
+    made = replace(RESULT, recipe=recipe, backend=backend, seed=seed, **changes)
+    results.record(job, made)
+
+
+def test_every_recipe_is_planned_once_in_both_backends():
+    jobs = plan(folder=True)
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert {job.recipe for job in jobs} == set(recipes.names())
+    for name in recipes.names():
+        seeds = 3 if name in ("network1", "mnist-compact") else 1
+        for backend in ("numpy", "torch"):
+            made = [j.seed for j in jobs if (j.recipe, j.backend) == (name, backend)]
+            assert made == list(range(seeds))
+    assert "folder-224" not in {job.recipe for job in plan()}
+
+
+def test_every_recipe_but_the_folder_promises_an_accuracy():
+    for name in recipes.names():
+        target = recipes.load(name).target
+        assert (target is None) == (name == "folder-224")
+        assert target is None or 0.7 < target < 1
+
+
+def test_results_are_read_back_and_damage_is_named(tmp_path):
+    path = tmp_path / "docs" / "results.json"
+    results = Results(path)
+    record(results)
+    results.record(Job("network2", "numpy", 0), None)
+    again = Results(path)
+    assert again.by_name == results.by_name == {"network1-numpy-0": RESULT}
+    path.write_text('{"runs": {"network1-numpy-0": {"epochs": 3}}}')
+    with pytest.raises(ValueError, match="holds no results"):
+        Results(path)
+
+
+def test_the_page_says_what_was_met_missed_and_left(tmp_path):
+    results = Results(tmp_path / "results.json")
+    for seed, accuracy in enumerate((0.970, 0.968, 0.972)):
+        record(results, seed=seed, test_accuracy=accuracy)
+        record(results, backend="torch", seed=seed, test_accuracy=accuracy - 0.001)
+    record(results, "network2", planned_epochs=30, epochs=30, test_accuracy=0.9829)
+    few = {"data": "mnist-subset", "epochs": 2, "planned_epochs": 2}
+    record(results, "mnist-sincos", **few)
+    record(results, "mnist-flat", epochs=7, planned_epochs=36, test_accuracy=0.5)
+    text = page(results)
+    # 97.00 and 96.90 %, both above 96.7 %.
+    assert "| 97.00% (mean of 3 seeds), met | 96.90% (mean of 3 seeds), met |" in text
+    assert "98.29%, **missed** | not run yet" in text
+    assert "97.00%, a trial of 2 epochs, on mnist-subset |" in text
+    assert "| `mnist-flat` | numpy | 0 | 7 of 36 epochs, 50.00% so far |" in text
+    assert "| `mnist-strong` | torch | 0 | not begun |" in text
+    # The same spread of 0.2 % around means 0.1 % apart: 2 √(2 · 0.2² / 3) = 0.33 %.
+    assert "| +0.10% | 0.33% | yes |" in text
+    # 278 s published, 27.8 s with evaluation here.
+    assert "| `network1` | 278 s | 28 s | 10.0 | ≥ 5, met |" in text
+    assert "Abacus 9, 2 cores; Python 3.12.1, numpy 2.4.6" in text
+
+
+def test_the_error_of_a_difference_is_welchs():
+    difference, error = difference_of_means([1.0, 2.0, 3.0], [5.0, 5.5])
+    assert difference == pytest.approx(-3.25)
+    # Variances 1 of three and 1/8 of two.
+    assert error == pytest.approx(math.sqrt(1 / 3 + 1 / 16))
+
+
+def reproduce(tmp_path, *flags):
+    return subprocess.run(
+        [
+            *(sys.executable, "scripts/reproduce.py", "--only", "mnist-sincos"),
+            *("--data", "mnist-subset", "--epochs", "2", "--threads", "1"),
+            *("--runs", str(tmp_path / "runs")),
+            *("--results", str(tmp_path / "results.json"), *flags),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
+    cut = reproduce(tmp_path, "--backend", "numpy", "--budget", "0.03")
+    assert cut.returncode == 0, cut.stderr
+    whole = reproduce(tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    runs = json.loads((tmp_path / "results.json").read_text("utf-8"))["runs"]
+    assert {(r["backend"], r["epochs"], r["steps"]) for r in runs.values()} == {
+        ("numpy", 2, 158),
+        ("torch", 2, 158),
+    }
+    text = (tmp_path / "results.md").read_text("utf-8")
+    assert "![Loss and accuracy of mnist-sincos](results/mnist-sincos.png)" in text
+    assert 0 < (tmp_path / "results" / "mnist-sincos.png").stat().st_size < 150_000
+    again = reproduce(tmp_path)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "did you mean 'network1'" in reproduce(tmp_path, "--only", "netwrok1").stderr
