@@ -93,7 +93,7 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Array]]:
-        """Yield every parameter by dotted name, own before children's, as torch does."""
+        """Yield every parameter by dotted name, own before children's, like torch."""
         for prefix, module in self.named_modules():
             buffers = vars(module).get("_buffers", ())
             for name, value in vars(module).items():
