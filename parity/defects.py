@@ -175,7 +175,7 @@ DEFECTS: tuple[Defect, ...] = (
         "stale cache",
         (
             "return y.reshape(*x.shape[:-1], -1), saved(LinearCache(x))",
-            "self.last = [x]\n"
+            "self.last = (x,)\n"
             "        return y.reshape(*x.shape[:-1], -1), saved(LinearCache(x))",
         ),
         ("        (x,) = cache\n", "        (x,) = self.last\n"),

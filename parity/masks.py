@@ -34,4 +34,7 @@ class TorchMasks:
     def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
         """Return the mask of the layer `name` as a bool tensor."""
         mask = self.source.keep(name, tuple(shape), p)
-        return torch.from_numpy(np.ascontiguousarray(mask)).to(self.device)
+        keep = torch.from_numpy(np.ascontiguousarray(mask)).to(self.device)
+        # For whoever asks what a mask of another shape would have done.
+        keep.redraw = lambda other: self.keep(name, other, p)  # type: ignore[attr-defined]
+        return keep

@@ -169,7 +169,8 @@ def _failure(result: PairResult) -> str:
         if explained.causes:
             best = explained.causes[0]
             cause = (
-                f'<p class="cause"><b>Likely cause:</b> {_code(best.cause.name)} – '
+                f'<p class="cause"><b>{explained.label.capitalize()}:</b> '
+                f"{_code(best.cause.name)} – "
                 f"{_text(str(best))}<br/>{_text(explained.confidence)}</p>"
                 f"<p><b>What to change:</b> {_text(explained.advice)}</p>"
             )
@@ -686,5 +687,5 @@ def _first_words(result: PairResult, check: str) -> str:
     words += found[0].detail or f"{_number(share)} times the error bound"
     explained = result.explanation
     if explained is not None and explained.causes:
-        words += f"; likely cause: {explained.causes[0].cause.name}"
+        words += f"; {explained.label}: {explained.causes[0].cause.name}"
     return words

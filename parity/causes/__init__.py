@@ -6,6 +6,7 @@ computed. `CAUSES` lists their names.
 """
 
 from parity.causes.catalogue import CAUSES, Cause
-from parity.causes.explain import Explanation, Named, explain, explain_result
+from parity.causes.explain import explain, explain_result
+from parity.causes.explanation import Explanation, Named
 
 __all__ = ["CAUSES", "Cause", "Explanation", "Named", "explain", "explain_result"]

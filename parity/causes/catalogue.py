@@ -182,8 +182,8 @@ CAUSES: dict[str, Cause] = _by_name(
     ),
     (
         "broadcast-gradient",
-        "the gradient of what is broadcast over the batch (positions, class token) is "
-        "not summed over it",
+        "the gradient of what serves the whole batch (weights, positions, class token) "
+        "is not summed over it",
         "sum the gradient over every axis along which forward broadcasts",
     ),
     (
@@ -250,10 +250,22 @@ CAUSES: dict[str, Cause] = _by_name(
     ),
     (
         "dropout-mask-shape",
-        "one mask is shared where the reference draws one for each sample",
-        "draw the mask per sample: shape (B, 1, ..., 1) for drop path",
+        "the mask of dropout is drawn in another shape: for the batch, each sample or "
+        "each element",
+        "draw one a sample for drop path, (B, 1, ..., 1), and one an element otherwise",
+    ),
+    (
+        "drop-path-rates",
+        "the rate of drop path depends otherwise on the depth",
+        "let it rise evenly from 0 at the first block to the given rate at the last",
     ),
     # Positions.
+    (
+        "position-shift",
+        "what is added to the tokens of every image, as positions are, is shifted "
+        "along them",
+        "let row i of the table belong to token i, the prefix counted or not",
+    ),
     (
         "position-resize",
         "positions are resized in another mode",

@@ -87,6 +87,8 @@ class Intercept(TorchFunctionMode):
     only : int or Site, optional
         The one call among those that a rule has an answer to, or all from one place in
         the code; all by default.
+    but : Site, optional
+        A place whose calls are left alone.
 
     Attributes
     ----------
@@ -101,11 +103,15 @@ class Intercept(TorchFunctionMode):
     """
 
     def __init__(
-        self, rules: Mapping[str, Rule] | None = None, only: int | Site | None = None
+        self,
+        rules: Mapping[str, Rule] | None = None,
+        only: int | Site | None = None,
+        but: Site | None = None,
     ) -> None:
         super().__init__()
         self.rules = rules or {}
         self.only = only
+        self.but = but
         self.answered = 0
         self.sites: dict[Site, str] = {}
         self.met: Counter[str] = Counter()
@@ -143,7 +149,7 @@ class Intercept(TorchFunctionMode):
         self.answered += 1
         site, line = _calling(sys._getframe(1))
         self.sites.setdefault(site, line)
-        if self.only not in (None, self.answered - 1, site):
+        if self.only not in (None, self.answered - 1, site) or self.but == site:
             return func(*args, **kwargs)
         return answer
 

@@ -44,6 +44,7 @@ def layouts(
             yield from _matrix(name, x)
         elif x.ndim == 4:
             yield from _kernel(name, x)
+    yield from _every_matrix({name: inputs[name] for name in parameters})
     yield from _packings(inputs, parameters, sorted(heads))
     for name in inputs.keys() - parameters:
         x = inputs[name]
@@ -61,6 +62,18 @@ def _matrix(name: str, x: Tensor) -> Iterator[LayoutVariant]:
             f"{name} read as {columns} x {rows}",
             {name: lambda w: w.reshape(columns, rows).mT},
         )
+
+
+def _every_matrix(parameters: Mapping[str, Tensor]) -> Iterator[LayoutVariant]:
+    matrices = {name: w for name, w in parameters.items() if w.ndim == 2}
+    if len(matrices) > 1:
+        read = {name: _read_transposed(w) for name, w in matrices.items()}
+        yield LayoutVariant("weight-transposed", "every matrix", read)
+
+
+def _read_transposed(w: Tensor) -> Change:
+    rows, columns = w.shape
+    return lambda x: x.reshape(columns, rows).mT
 
 
 def _kernel(name: str, x: Tensor) -> Iterator[LayoutVariant]:
@@ -82,14 +95,24 @@ def _kernel(name: str, x: Tensor) -> Iterator[LayoutVariant]:
         ((0, 2, 1), "(channel, column, row)"),
         ((1, 0, 2), "(row, channel, column)"),
     ):
-        detail = f"{name}, flattened as {said}"
-        yield LayoutVariant("patch-order", detail, {name: order(*axes)})
-        yield LayoutVariant("patch-order", detail, {name: written(*axes)})
-    yield LayoutVariant(
-        "conv-layout",
-        f"{name} read as (height, width, in, out)",
-        {name: lambda w: w.reshape(height, width, chans, out).permute(3, 2, 0, 1)},
-    )
+        detail = f"flattened as {said}"
+        yield LayoutVariant("patch-order", f"a patch {detail}", {name: order(*axes)})
+        yield LayoutVariant("patch-order", f"{name} {detail}", {name: written(*axes)})
+    sizes = {"out": out, "in": chans, "height": height, "width": width}
+    for names in (
+        ("height", "width", "in", "out"),
+        ("in", "height", "width", "out"),
+        ("in", "out", "height", "width"),
+        ("out", "height", "width", "in"),
+    ):
+
+        def stored(w: Tensor, _names: tuple[str, ...] = names) -> Tensor:
+            turned = w.reshape([sizes[n] for n in _names])
+            return turned.permute([_names.index(n) for n in sizes])
+
+        yield LayoutVariant(
+            "conv-layout", f"{name} stored as ({', '.join(names)})", {name: stored}
+        )
     yield LayoutVariant(
         "conv-layout", f"{name} flipped", {name: lambda w: w.flip(2, 3)}
     )

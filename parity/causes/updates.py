@@ -14,7 +14,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 @dataclass
@@ -36,6 +38,9 @@ class AdamUpdate:
         Whether the betas are exchanged.
     squared, rooted, undamped : bool
         Whether v takes squares, its root is taken, and m takes g without 1 - beta1.
+    root_of_both : {'', 'together', 'each', 'before correction'}
+        Whether the root of m is taken as well: of m / (v + eps), of each by itself, or
+        of m before its bias is corrected.
     decay : {'as given', 'other', 'none', 'without lr', 'after', 'to all'}
         How weights decay; 'other' exchanges coupled and decoupled.
     """
@@ -49,7 +54,7 @@ class AdamUpdate:
     squared: bool = True
     rooted: bool = True
     undamped: bool = False
-    root_of_both: bool = False
+    root_of_both: str = ""
     decay: str = "as given"
     largest_decay: float = 0.0
 
@@ -95,19 +100,25 @@ class AdamUpdate:
             second = 1 - beta2**t if self.correct_second else 1.0
             if first == 0 or second == 0:
                 first, second = first or math.inf, second or math.inf
-            p.sub_(lr * self._direction(m / first, v / second, math.sqrt(second), eps))
+            p.sub_(lr * self._direction(m / first, v / second, first, second, eps))
             if decoupled and self.decay == "after":
                 p.mul_(1 - shrink)
 
-    def _direction(self, m: Tensor, v: Tensor, correction: float, eps: float) -> Tensor:
+    def _direction(
+        self, m: Tensor, v: Tensor, first: float, second: float, eps: float
+    ) -> Tensor:
         if self.root_of_both:
-            return (m / (v + eps)).abs().sqrt() * m.sign()
+            rooted = m.abs().sqrt() * m.sign()
+            if self.root_of_both == "together":
+                return rooted / (v + eps).sqrt()
+            late = self.root_of_both == "before correction"
+            return rooted / (math.sqrt(first) if late else 1.0) / (v.sqrt() + eps)
         if not self.rooted:
             return m / (v + eps)
         if self.eps_at == "inside":
             return m / (v + eps).sqrt()
         if self.eps_at == "early":
-            return m / (v.sqrt() + eps / correction)
+            return m / (v.sqrt() + eps / math.sqrt(second))
         return m / (v.sqrt() + (0.0 if self.eps_at == "nowhere" else eps))
 
 
@@ -171,7 +182,35 @@ class SGDUpdate:
         return g.clone() if buffer is None else momentum * buffer + g
 
 
-Update = AdamUpdate | SGDUpdate
+@dataclass
+class Clipping:
+    """Gradients that are clipped before any optimizer's update.
+
+    Attributes
+    ----------
+    limit : float
+    kind : {'norm', 'each norm', 'value'}
+        What is at most the limit: the norm of all together, of each, or each element.
+    """
+
+    limit: float = 1.0
+    kind: str = "norm"
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Put clipped copies in the place of the gradients."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        params = [p for p in params if p.grad is not None]
+        grads = [p.grad for p in params]
+        together = torch.stack([(g * g).sum() for g in grads]).sum().sqrt()
+        for p, g in zip(params, grads, strict=True):
+            if self.kind == "value":
+                p.grad = g.clamp(-self.limit, self.limit)
+                continue
+            norm = together if self.kind == "norm" else (g * g).sum().sqrt()
+            p.grad = g * (self.limit / (norm + 1e-6)).clamp(max=1.0)
+
+
+Update = AdamUpdate | SGDUpdate | Clipping
 
 UPDATES: tuple[tuple[str, str, Update], ...] = (
     ("adam-eps", "inside the root", AdamUpdate(eps_at="inside")),
@@ -190,7 +229,10 @@ UPDATES: tuple[tuple[str, str, Update], ...] = (
     ("adam-moments", "betas exchanged", AdamUpdate(swapped=True)),
     ("adam-moments", "v without the square", AdamUpdate(squared=False)),
     ("adam-moments", "the root of v not taken", AdamUpdate(rooted=False)),
-    ("adam-moments", "a root over both moments", AdamUpdate(root_of_both=True)),
+    *(
+        ("adam-moments", "a root over both moments", AdamUpdate(root_of_both=how))
+        for how in ("together", "each", "before correction")
+    ),
     ("adam-moments", "m takes g without 1 - beta1", AdamUpdate(undamped=True)),
     ("weight-decay-coupling", "", AdamUpdate(decay="other")),
     ("weight-decay-lr", "", AdamUpdate(decay="without lr")),
@@ -205,6 +247,15 @@ UPDATES: tuple[tuple[str, str, Update], ...] = (
     ("weight-decay-lr", "", SGDUpdate(decay="without lr")),
     ("weight-decay-ignored", "", SGDUpdate(decay="none")),
     ("weight-decay-groups", "", SGDUpdate(decay="to all")),
+    *(
+        ("clipping", f"{said} at most {limit:g}, before the update", Clipping(limit, k))
+        for limit in (1.0, 0.5, 5.0, 0.1, 10.0)
+        for k, said in (
+            ("norm", "the norm of all"),
+            ("each norm", "the norm of each"),
+            ("value", "each element"),
+        )
+    ),
 )
 """Cause, detail and update."""
 
@@ -212,6 +263,13 @@ UPDATES: tuple[tuple[str, str, Update], ...] = (
 @contextmanager
 def updating_by(update: Update) -> Iterator[None]:
     """Let torch's optimizers update this way."""
+    if isinstance(update, Clipping):
+        hook = register_optimizer_step_pre_hook(update)
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
     kind = "adam" if isinstance(update, AdamUpdate) else "sgd"
     module = _module(kind)
     original = getattr(module, kind)
@@ -220,6 +278,13 @@ def updating_by(update: Update) -> Iterator[None]:
         yield
     finally:
         setattr(module, kind, original)
+
+
+def applies(update: Update, used: set[str]) -> bool:
+    """Tell whether an update can take the place of one that is used."""
+    if isinstance(update, Clipping):
+        return bool(used)
+    return ("adam" if isinstance(update, AdamUpdate) else "sgd") in used
 
 
 def used_updates(function: Callable[[], object]) -> set[str]:

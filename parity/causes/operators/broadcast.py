@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from parity.causes.intercept import Rule, regrade, scaled_gradient
-from parity.causes.operators.variant import OperatorVariant, backward_only, everywhere
+from parity.causes.operators.variant import (
+    OperatorVariant,
+    backward_only,
+    everywhere,
+    first_only,
+    last_only,
+)
 
 
 def broadcast(a: Any, b: Any) -> tuple[Tensor, Tensor] | None:
@@ -32,16 +38,9 @@ def _with_small(change: Callable[[Tensor, Tensor], Tensor]) -> Rule:
     return rule
 
 
-def _first_only(dy: Tensor) -> Tensor:
-    kept = torch.zeros_like(dy)
-    kept[:1] = dy[:1]
-    return kept
-
-
-def _last_only(dy: Tensor) -> Tensor:
-    kept = torch.zeros_like(dy)
-    kept[-1:] = dy[-1:]
-    return kept
+def _rolled(shift: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Shift what is added to every image along its tokens."""
+    return lambda x, s: s.roll(shift, -2) if s.ndim > 1 else s
 
 
 def _expanded(change: Callable[[Tensor, int], Tensor]) -> Rule:
@@ -61,15 +60,17 @@ def broadcasts() -> list[OperatorVariant]:
         ),
         "divided by the batch size": (lambda x, s: scaled_gradient(s, 1 / x.shape[0])),
         "of the first image alone": (
-            lambda x, s: regrade(s.expand(x.shape), _first_only)
+            lambda x, s: regrade(s.expand(x.shape), first_only)
         ),
-        "of the last image alone": (
-            lambda x, s: regrade(s.expand(x.shape), _last_only)
-        ),
+        "of the last image alone": (lambda x, s: regrade(s.expand(x.shape), last_only)),
     }.items():
         variants += backward_only(
             "broadcast-gradient", "add", _with_small(change), detail
         )
+    for detail, shift in (("one token later", 1), ("one token earlier", -1)):
+        variants += everywhere(
+            "position-shift", "add", _with_small(_rolled(shift)), detail
+        )[:2]
     variants += backward_only(
         "not-trained", "add", _with_small(lambda x, s: s.detach()), "what is added"
     )
@@ -83,8 +84,8 @@ def broadcasts() -> list[OperatorVariant]:
         "divided by the batch size",
     )
     for detail, kept in {
-        "of the first image alone": _first_only,
-        "of the last image alone": _last_only,
+        "of the first image alone": first_only,
+        "of the last image alone": last_only,
     }.items():
         variants += backward_only(
             "broadcast-gradient",

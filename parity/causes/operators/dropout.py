@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from parity.causes.intercept import Rule
 from parity.causes.operators.variant import OperatorVariant, backward_only, everywhere
 
 
@@ -17,6 +19,27 @@ def _mask_per_sample(x: Tensor, keep: Tensor, divisor: float) -> Any:
     if keep.ndim < 2 or keep.shape != x.shape:
         return NotImplemented
     return x * keep.flatten(1)[:, 0].view(-1, *[1] * (x.ndim - 1)) / divisor
+
+
+def _drawn_as(shape: Callable[[Tensor, Tensor], tuple[int, ...]]) -> Rule:
+    """Draw the mask again, from its own source, in another shape."""
+
+    def rule(x: Tensor, keep: Tensor, divisor: float) -> Any:
+        other = shape(x, keep)
+        redraw = getattr(keep, "redraw", None)
+        if redraw is None or other == tuple(keep.shape):
+            return NotImplemented
+        return x * redraw(other) / divisor
+
+    return rule
+
+
+def _one_a_sample(x: Tensor, keep: Tensor) -> tuple[int, ...]:
+    return (len(x),) + (1,) * (x.ndim - 1)
+
+
+def _once_for_the_batch(x: Tensor, keep: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape if keep.shape == x.shape else (1,) * x.ndim)
 
 
 def dropouts() -> list[OperatorVariant]:
@@ -42,6 +65,13 @@ def dropouts() -> list[OperatorVariant]:
         "scaled, without a mask": lambda x, keep, c: x / c,
     }.items():
         variants += everywhere("dropout-mask", op, rule, detail)
+    for detail, shape in {
+        "drawn for each element": lambda x, keep: tuple(x.shape),
+        "drawn for each sample": _one_a_sample,
+        "drop path drawn once for the batch": _once_for_the_batch,
+        "drawn once for the batch": lambda x, keep: (1,) * x.ndim,
+    }.items():
+        variants += everywhere("dropout-mask-shape", op, _drawn_as(shape), detail)
     variants += everywhere("dropout-mask-shape", op, _one_mask, "for the batch")
     variants += everywhere("dropout-mask-shape", op, _mask_per_sample, "for a sample")
     return variants

@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from parity.causes.intercept import Rule, regrade, scaled_gradient
-from parity.causes.operators.variant import OperatorVariant, backward_only, everywhere
+from parity.causes.operators.variant import (
+    OperatorVariant,
+    backward_only,
+    everywhere,
+    first_only,
+    last_only,
+)
 
 
 def _square(weight: Tensor) -> bool:
@@ -61,10 +67,30 @@ def _per_row(x: Tensor) -> float:
     return x.shape[-1] / x.numel()
 
 
-def _first_image_only(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = F.linear(x, weight.detach(), None)
-    first = F.linear(x[:1].detach(), weight, bias)
-    return torch.cat([y[:1] + first, y[1:]])
+def _kept_gradients(keep: Callable[[Tensor], Tensor], *names: str) -> Rule:
+    """Let the weight, the bias or both take their gradient from a part of dy."""
+
+    def rule(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+        if len(x) < 2 or (bias is None and "weight" not in names):
+            return NotImplemented
+        limited = {
+            "weight": F.linear(x.detach(), weight),
+            "bias": torch.zeros(()) if bias is None else bias.expand(*x.shape[:-1], -1),
+        }
+        y = F.linear(
+            x,
+            weight.detach() if "weight" in names else weight,
+            None if "bias" in names else bias,
+        )
+        if "bias" in names and bias is not None:
+            y = y + bias.detach()
+        for name in names:
+            if name == "weight" or bias is not None:
+                part = regrade(limited[name], keep)
+                y = y + part - part.detach()
+        return y
+
+    return rule
 
 
 def _flipped_kernel(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -111,9 +137,14 @@ def products() -> list[OperatorVariant]:
     ):
         rule = _linear_gradients(weight, bias)
         variants += backward_only("batch-division", "linear", rule, detail)
-    variants += backward_only(
-        "broadcast-gradient", "linear", _first_image_only, "of the first image alone"
-    )
+    for image, keep in (("first", first_only), ("last", last_only)):
+        for names in (("weight", "bias"), ("weight",), ("bias",)):
+            variants += backward_only(
+                "broadcast-gradient",
+                "linear",
+                _kept_gradients(keep, *names),
+                f"of {' and '.join(names)}, of the {image} image alone",
+            )
     variants += backward_only(
         "gradient-missing",
         "linear",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from parity.causes.intercept import Rule
+from parity.causes.intercept import Rule, swap
 from parity.causes.operators.variant import OperatorVariant, everywhere, is_number
 
 _LOG_EPS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
@@ -46,6 +46,28 @@ def _entropy(
     return rule
 
 
+def _usual_entropy(log_p: Callable[[Tensor], Tensor]) -> Rule:
+    """Apply the formula of backward to what a wrong forward took for log p."""
+
+    def rule(
+        logits: Tensor,
+        target: Tensor,
+        weight: Any = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        **options: Any,
+    ) -> Any:
+        if logits.ndim != 2 or weight is not None:
+            return NotImplemented
+        t = _target_weights(logits, target, label_smoothing)
+        wrong = log_p(logits).detach()
+        value = _reduced(-(t * wrong).sum(1), reduction)
+        slope = wrong.exp() * t.sum(1, keepdim=True) - t
+        return swap(value, _reduced((slope * logits).sum(1), reduction))
+
+    return rule
+
+
 def _smoothed_over_others(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
     classes = logits.shape[1]
     if target.ndim == 1:
@@ -58,6 +80,10 @@ def _smoothed_divisor(logits: Tensor, target: Tensor, smoothing: float) -> Tenso
     if target.ndim == 1:
         target = F.one_hot(target.long(), classes).to(logits.dtype)
     return (1 - smoothing) * target + smoothing / (classes - 1)
+
+
+def _log_softmax_twice(x: Tensor) -> Tensor:
+    return torch.log_softmax(torch.softmax(x, 1), 1)
 
 
 def _log_softmax(x: Tensor) -> Tensor:
@@ -104,6 +130,8 @@ def losses() -> list[OperatorVariant]:
     for eps in _LOG_EPS:
         rule = _entropy(_log_of_sum(eps))
         variants += everywhere("loss-log-eps", op, rule, f"log(p + {eps:g})")
+        usual = _usual_entropy(_log_of_sum(eps))
+        variants += everywhere("loss-log-eps", op, usual, f"log(p + {eps:g})")[:1]
     for eps in _LOG_EPS:
         rule = _entropy(_log_of_largest(eps))
         variants += everywhere("loss-log-eps", op, rule, f"log(max(p, {eps:g}))")
@@ -139,11 +167,14 @@ def losses() -> list[OperatorVariant]:
         _entropy(_log_softmax, lambda x, t, s: (1 - s) * _target_weights(x, t, 0.0)),
         "the even share left out",
     )
+    twice = _entropy(_log_softmax_twice)
+    variants += everywhere("softmax-twice", op, twice)
     variants += everywhere(
         "softmax-twice",
         op,
-        _entropy(lambda x: torch.log_softmax(torch.softmax(x, 1), 1)),
-    )
+        _usual_entropy(_log_softmax_twice),
+        "with the usual formula in backward",
+    )[:1]
     variants += everywhere(
         "softmax-axis",
         op,

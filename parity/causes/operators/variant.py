@@ -155,3 +155,17 @@ ORIGINALS: dict[str, Callable[..., Tensor]] = {
 def is_number(b: Any) -> bool:
     """Tell whether an operand is a number, not a tensor or a flag."""
     return isinstance(b, int | float) and not isinstance(b, bool)
+
+
+def first_only(dy: Tensor) -> Tensor:
+    """Return the gradient of the first image, and zeros for the others."""
+    kept = torch.zeros_like(dy)
+    kept[:1] = dy[:1]
+    return kept
+
+
+def last_only(dy: Tensor) -> Tensor:
+    """Return the gradient of the last image, and zeros for the others."""
+    kept = torch.zeros_like(dy)
+    kept[-1:] = dy[-1:]
+    return kept
