@@ -92,9 +92,10 @@ def measure(
 ) -> Comparison:
     """Compare a recipe in both backends, with a progress bar."""
     from parity.curves import JUDGED, compare
-    from parity.training import BACKENDS, Backend, open_data
+    from parity.training import BACKENDS, Backend, fitted, open_data
 
     dataset = open_data(recipe)
+    recipe = fitted(recipe, dataset)
     for backend in BACKENDS:
         Backend.load(backend).set_threads(threads)
     lockstep = resync is not None or recipe.dtype == "float32"

@@ -1,6 +1,8 @@
 """Files of one backend in the other, and files that are not what they should be."""
 
 import json
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -179,6 +181,19 @@ def test_a_failed_write_leaves_the_old_file(backend, tmp_path, monkeypatch):
         backend.checkpoint.save(path, backend.trainer(seed=1).model)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@each
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_file_may_be_read_by_whom_the_umask_lets(backend, umask, tmp_path):
+    path = tmp_path / "model.safetensors"
+    before = os.umask(umask)
+    try:
+        backend.checkpoint.save(path, backend.trainer().model)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 def write(path, config=FIELDS, form=1, drop=None, **arrays):

@@ -49,6 +49,35 @@ def test_network_is_trained_as_published(name):
     assert config.act_drop == 0.1
 
 
+# patch, width, heads, blocks, MLP, positions, pooling, optimizer, lr, epochs
+SMALL_PUBLISHED = {
+    "mnist-sincos": (4, 8, 2, 2, 32, "sincos1d", "token", "adam", 0.005, 5),
+    "mnist-compact": (7, 16, 4, 4, 64, "learned", "token", "adam", 0.001, 10),
+    "mnist-flat": (4, 96, 4, 6, 192, "sincos1d", "flatten", "sgd", 0.001, 36),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_PUBLISHED)
+def test_small_network_is_trained_as_described(name):
+    recipe = recipes.load(name)
+    c, o = recipe.config(), recipe.optimizer
+    assert SMALL_PUBLISHED[name] == (
+        *(c.patch_size, c.dim, c.num_heads, c.depth, c.mlp_dim, c.pos_embed, c.pool),
+        *(o.name, o.lr, recipe.epochs),
+    )
+    if name == "mnist-flat":
+        assert recipe.batch_size == 100
+        assert recipe.schedule.drop_after == (20, 33)
+
+
+def test_folders_are_trained_at_224_by_adamw():
+    recipe = recipes.load("folder-224")
+    config = recipe.config()
+    assert (config.image_hw, config.patch_size) == ((224, 224), 16)
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.001, 0.01)
+    assert [a["name"] for a in recipe.augment] == ["rotation", "flip"]
+
+
 def test_only_network3_is_augmented():
     assert [a["name"] for a in recipes.load("network3").augment] == ["flip", "pad_crop"]
     assert recipes.load("network1").augment == recipes.load("network2").augment == ()
