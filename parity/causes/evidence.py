@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parity.bounds import reference
@@ -168,16 +169,16 @@ class Evidence:
             return False
         return not rest or self.share(variant) <= 1
 
-    def maybe_dropped(self, name: str, value: Array) -> bool:
-        """Tell whether each element is the value's or zero, and both occur."""
+    def dropped(self, name: str, value: Array) -> NDArray[np.bool_] | None:
+        """Mark the elements that are zero, if all others are the value's."""
         got = self.results[name]
         if value.shape != got.shape:
-            return False
+            return None
         slack = 20 * self.bounds[name].max(initial=0.0) + 1e-9 * np.abs(value).max(
             initial=0.0
         )
         kept = np.abs(got - value) <= slack
-        return bool((kept | (got == 0)).all() and (got == 0).any() and kept.any())
+        return ~kept if (kept | (got == 0)).all() else None
 
     def survey(self) -> Intercept:
         """Return what operators the reference calls."""

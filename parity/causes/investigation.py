@@ -254,6 +254,7 @@ class Investigation:
         """
         backward = all(n[:2] == "d_" for e in self.failing for n in e.wrong)
         drops = False
+        seen: set[bool] = set()
         for evidence in self.failing:
             function = evidence.trial.problem.function
             rate = evidence.trial.case.config.get("p")
@@ -266,17 +267,13 @@ class Investigation:
             if values is None or not (met or (rate and not backward)):
                 return None
             scale = 1.0 if met else 1 / (1 - float(rate or 0.0))
-            if not all(
-                evidence.maybe_dropped(name, values[name] * scale)
-                for name in evidence.wrong
-                if evidence.results[name].size > _FEW
-            ):
-                return None
-        if not any(
-            evidence.results[name].size > _FEW
-            for evidence in self.failing
-            for name in evidence.wrong
-        ):
+            for name in evidence.wrong:
+                dropped = evidence.dropped(name, values[name] * scale)
+                if dropped is None:
+                    return None
+                if dropped.size > _FEW:
+                    seen |= {bool(one) for one in np.unique(dropped)}
+        if seen != {False, True}:
             return None
         if backward:
             return Named(CAUSES["dropout-backward"], "by another mask than the forward")
@@ -286,21 +283,20 @@ class Investigation:
 
     def _by_dropout(self) -> tuple[Named, str] | None:
         """Suspect dropout where all cases with it fail and all without agree."""
-        active = [e for e in self.evidence if e.survey().met["dropout"]]
-        inactive = [e for e in self.evidence if e not in active]
-        backward = all(n[:2] == "d_" for e in self.failing for n in e.wrong)
-        fails = "every case in which elements are dropped fails, and no other"
-        if len(self.failing) < _SUSPECT or not active or not inactive:
+        if not _SUSPECT <= len(self.failing) < len(self.evidence):
             return None
-        if all(e.wrong for e in active) and not any(e.wrong for e in inactive):
+        backward = all(n[:2] == "d_" for e in self.failing for n in e.wrong)
+        active = [e for e in self.evidence if e.survey().met["dropout"]]
+        asleep = [
+            e for e in self.evidence if e not in active and _rates(e.trial.case.config)
+        ]
+        fail = "fail, and no other, but no variant gives the numbers"
+        if active == self.failing:
             name = "dropout-backward" if backward else "dropout-mask"
-            return Named(CAUSES[name]), f"{fails}, but no variant gives the numbers"
-        asleep = [e for e in inactive if _rates(e.trial.case.config)]
-        if {id(e) for e in asleep} == {id(e) for e in self.failing} and not backward:
-            return (
-                Named(CAUSES["dropout-in-evaluation"]),
-                "every case with a rate of dropout that is off fails, and no other",
-            )
+            return Named(CAUSES[name]), f"the cases in which elements drop {fail}"
+        if asleep == self.failing and not backward:
+            said = f"the cases with a rate of dropout that is off {fail}"
+            return Named(CAUSES["dropout-in-evaluation"]), said
         return None
 
     def _measured(self, versions: list[Variant], among: list[Evidence]) -> float:

@@ -37,7 +37,9 @@ def layouts(
     inputs: Mapping[str, Tensor], parameters: Iterable[str], heads: Iterable[int]
 ) -> Iterator[LayoutVariant]:
     """Yield the layouts that these inputs could be mistaken for."""
-    parameters = set(parameters)
+    # In the order of the inputs: that of a set differs from run to run.
+    known = set(parameters)
+    parameters = [name for name in inputs if name in known]
     for name in parameters:
         x = inputs[name]
         if x.ndim == 2:
@@ -45,10 +47,9 @@ def layouts(
         elif x.ndim == 4:
             yield from _kernel(name, x)
     yield from _every_matrix({name: inputs[name] for name in parameters})
-    yield from _packings(inputs, parameters, sorted(heads))
-    for name in inputs.keys() - parameters:
-        x = inputs[name]
-        if x.is_floating_point() and x.ndim > 1:
+    yield from _packings(inputs, known, sorted(heads))
+    for name, x in inputs.items():
+        if name not in known and x.is_floating_point() and x.ndim > 1:
             yield from _transposed_input(name, x)
 
 

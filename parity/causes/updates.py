@@ -20,7 +20,20 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 @dataclass
-class AdamUpdate:
+class _Decaying:
+    decay: str = "as given"
+    largest_decay: float = 0.0
+
+    def _decay(self, weight_decay: float) -> float:
+        """Return the weight decay of a group that was given this one."""
+        self.largest_decay = max(self.largest_decay, weight_decay)
+        if self.decay == "to all":
+            return self.largest_decay
+        return 0.0 if self.decay == "none" else weight_decay
+
+
+@dataclass
+class AdamUpdate(_Decaying):
     """Adam's update, AdamW's too, with some things changed.
 
     Attributes
@@ -55,8 +68,6 @@ class AdamUpdate:
     rooted: bool = True
     undamped: bool = False
     root_of_both: str = ""
-    decay: str = "as given"
-    largest_decay: float = 0.0
 
     def __call__(
         self,
@@ -76,12 +87,8 @@ class AdamUpdate:
         **options: Any,
     ) -> None:
         """Update all parameters in place."""
-        self.largest_decay = max(self.largest_decay, weight_decay)
-        if self.decay == "to all":
-            weight_decay = self.largest_decay
+        weight_decay = self._decay(weight_decay)
         decoupled = decoupled_weight_decay != (self.decay == "other")
-        if self.decay == "none":
-            weight_decay = 0.0
         if self.swapped:
             beta1, beta2 = beta2, beta1
         shrink = weight_decay if self.decay == "without lr" else lr * weight_decay
@@ -123,7 +130,7 @@ class AdamUpdate:
 
 
 @dataclass
-class SGDUpdate:
+class SGDUpdate(_Decaying):
     """The update of SGD, with some things changed.
 
     Attributes
@@ -135,8 +142,6 @@ class SGDUpdate:
     """
 
     momentum: str = "as given"
-    decay: str = "as given"
-    largest_decay: float = 0.0
 
     def __call__(
         self,
@@ -151,11 +156,7 @@ class SGDUpdate:
         **options: Any,
     ) -> None:
         """Update all parameters in place."""
-        self.largest_decay = max(self.largest_decay, weight_decay)
-        if self.decay == "to all":
-            weight_decay = self.largest_decay
-        if self.decay == "none":
-            weight_decay = 0.0
+        weight_decay = self._decay(weight_decay)
         other = nesterov != (self.momentum == "other")
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
             if self.decay in ("decoupled", "without lr"):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import vit_numpy.functional as functional
 from parity.causes import CAUSES, explain
 from parity.causes.operators import OPERATORS
+from parity.causes.situations import situations
 from parity.causes.updates import UPDATES
 from parity.checks import Finding, Trial, judge
 from parity.pairs import PAIRS
@@ -47,6 +49,11 @@ class Defect:
 
 ATTENTION_CASE = Case(
     config={"dim": 8, "num_heads": 2}, shapes={"x": (2, 5, 8)}, seed=1
+)
+SCHEDULE_CASE = Case(config={"warmup": 3}, shapes={"step": (5,)}, seed=1)
+NAMING = tuple(
+    import_module(f"parity.causes.{name}")
+    for name in ("explain", "investigation", "layouts", "situations")
 )
 DEFECTS: list[Defect] = []
 
@@ -217,6 +224,17 @@ def linear_without_bias(original):
     def wrong(self, x):
         y = x.reshape(-1, x.shape[-1]) @ self.weight.T
         return y.reshape(*x.shape[:-1], -1), saved(linear.LinearCache(x))
+
+    return wrong
+
+
+@defect("linear mlp", linear.Linear, "forward", "cache-kept")
+def linear_without_bias_where_nothing_is_kept(original):
+    """A missing bias must not pass for a cache that is stale."""
+
+    def wrong(self, x):
+        y, cache = original(self, x)
+        return (y, cache) if cache is not None else (y - self.bias, cache)
 
     return wrong
 
@@ -490,7 +508,7 @@ def dropout_scaled_by_p(original):
     return lambda self, x, keep: x * keep * x.dtype.type(self.p)
 
 
-@defect("dropout mlp", dropout.Dropout, "backward", "dropout-backward")
+@defect("dropout mlp block", dropout.Dropout, "backward", "dropout-backward")
 def dropout_backward_without_mask(original):
     return lambda self, dy, cache: (dy * 1, {})
 
@@ -504,6 +522,17 @@ def dropout_drawn_again(original):
             return dy, {}
         keep = rng.random(cache.keep.shape) >= self.p
         return original(self, dy, DropoutCache(keep))
+
+    return wrong
+
+
+@defect("dropout", dropout.Dropout, "forward", "dropout-in-evaluation")
+def dropout_in_evaluation(original):
+    def wrong(self, x, masks=None):
+        if masks is None:
+            keep = np.random.default_rng(3).random(x.shape) >= self.p
+            return self._scaled(x, keep), saved(DropoutCache(keep))
+        return original(self, x, masks)
 
     return wrong
 
@@ -635,6 +664,17 @@ def schedule_starts_from_zero(original):
     return wrong
 
 
+@defect("clip_grad_norm", optim, "clip_grad_norm", "clipping")
+def clipped_by_value(original):
+    def wrong(grads, max_norm):
+        norm = original({name: g.copy() for name, g in grads.items()}, max_norm)
+        for g in grads.values():
+            np.clip(g, -max_norm, max_norm, out=g)
+        return norm
+
+    return wrong
+
+
 # --- what checks show by themselves ---------------------------------------------------
 
 
@@ -721,6 +761,7 @@ def test_the_cause_is_named(wrong: Defect, monkeypatch: pytest.MonkeyPatch) -> N
     found = explanation(wrong.pair, "float32" if narrow else "float64")
     print("\n".join(found.lines()))
     assert found.cause in wrong.causes, "\n".join(found.lines())
+    assert not found.possible, "\n".join(found.lines())
 
 
 def test_correct_code_is_not_accused() -> None:
@@ -758,7 +799,20 @@ def test_two_mistakes_at_once_are_not_one(monkeypatch: pytest.MonkeyPatch) -> No
         return dx, {name: g * 0.37 for name, g in grads.items()}
 
     monkeypatch.setattr(linear.Linear, "backward", averaged)
-    assert explanation("mlp", "float64").cause is None
+    found = explanation("mlp", "float64")
+    assert found.possible
+    assert found.cause == "gelu-form"
+    assert "but not d_" in found.confidence
+
+
+def test_every_cause_can_be_named() -> None:
+    """What is listed is also looked for."""
+    trial = Trial(BY_NAME["schedule"], SCHEDULE_CASE, "float64")
+    tried = {v.cause for v in OPERATORS} | {u[0] for u in UPDATES}
+    tried |= {cause for cause, _, _ in situations(trial)}
+    sources = [Path(module.__file__).read_text() for module in NAMING]
+    for cause in CAUSES.keys() - tried:
+        assert any(f'"{cause}"' in source for source in sources), cause
 
 
 def test_every_variant_has_a_cause() -> None:

@@ -29,7 +29,15 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
 def _entropy(
     log_p: Callable[[Tensor], Tensor],
     weights: Callable[[Tensor, Tensor, float], Tensor] = _target_weights,
+    *,
+    usual: bool = False,
 ) -> Rule:
+    """Write the loss with another log p, or other weights of the classes.
+
+    With ``usual`` its gradient comes of the usual formula, from what is taken for
+    log p, as in an implementation that derived it once and changed forward later.
+    """
+
     def rule(
         logits: Tensor,
         target: Tensor,
@@ -41,28 +49,11 @@ def _entropy(
         if logits.ndim != 2 or weight is not None:
             return NotImplemented
         t = weights(logits, target, label_smoothing)
-        return _reduced(-(t * log_p(logits)).sum(1), reduction)
-
-    return rule
-
-
-def _usual_entropy(log_p: Callable[[Tensor], Tensor]) -> Rule:
-    """Apply the formula of backward to what a wrong forward took for log p."""
-
-    def rule(
-        logits: Tensor,
-        target: Tensor,
-        weight: Any = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-        **options: Any,
-    ) -> Any:
-        if logits.ndim != 2 or weight is not None:
-            return NotImplemented
-        t = _target_weights(logits, target, label_smoothing)
-        wrong = log_p(logits).detach()
-        value = _reduced(-(t * wrong).sum(1), reduction)
-        slope = wrong.exp() * t.sum(1, keepdim=True) - t
+        taken = log_p(logits)
+        value = _reduced(-(t * taken).sum(1), reduction)
+        if not usual:
+            return value
+        slope = (taken.exp() * t.sum(1, keepdim=True) - t).detach()
         return swap(value, _reduced((slope * logits).sum(1), reduction))
 
     return rule
@@ -130,7 +121,7 @@ def losses() -> list[OperatorVariant]:
     for eps in _LOG_EPS:
         rule = _entropy(_log_of_sum(eps))
         variants += everywhere("loss-log-eps", op, rule, f"log(p + {eps:g})")
-        usual = _usual_entropy(_log_of_sum(eps))
+        usual = _entropy(_log_of_sum(eps), usual=True)
         variants += everywhere("loss-log-eps", op, usual, f"log(p + {eps:g})")[:1]
     for eps in _LOG_EPS:
         rule = _entropy(_log_of_largest(eps))
@@ -172,7 +163,7 @@ def losses() -> list[OperatorVariant]:
     variants += everywhere(
         "softmax-twice",
         op,
-        _usual_entropy(_log_softmax_twice),
+        _entropy(_log_softmax_twice, usual=True),
         "with the usual formula in backward",
     )[:1]
     variants += everywhere(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,16 @@ from parity.causes.intercept import Rule, regrade, scaled_gradient, swap
 from parity.causes.operators.variant import OperatorVariant, backward_only, everywhere
 
 _EPS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.0)
+
+
+class _Given(NamedTuple):
+    """What layer normalisation is called with, by whichever spelling."""
+
+    x: Tensor
+    normalized_shape: Sequence[int]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,8 @@ class _Norm:
     summed: bool = False
     usual: bool = False
 
-    def __call__(
-        self,
-        x: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        x, normalized_shape, weight, bias, eps = _Given(*args, **kwargs)
         dims: tuple[int, ...] = tuple(range(-len(normalized_shape), 0))
         if self.eps == eps:
             return NotImplemented
@@ -107,13 +111,8 @@ def _affine(
 ) -> Rule:
     """Write scale and shift with other gradients for x and for the scale."""
 
-    def rule(
-        x: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Any:
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        x, normalized_shape, weight, bias, eps = _Given(*args, **kwargs)
         if weight is None:
             return NotImplemented
         x_hat = _x_hat(x, normalized_shape, eps)
@@ -132,25 +131,13 @@ def _right_weight(x: Tensor, x_hat: Tensor) -> Tensor:
     return x_hat
 
 
-def _norm_skipped(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
+def _norm_skipped(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x * 1
 
 
-def _norm_passes_dy(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
+def _norm_passes_dy(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     # Scale and shift keep their gradients.
-    return x + F.layer_norm(x.detach(), normalized_shape, weight, bias, eps)
+    return x + F.layer_norm(x.detach(), *args, **kwargs)
 
 
 def layer_norms() -> list[OperatorVariant]:

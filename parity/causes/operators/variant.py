@@ -8,7 +8,7 @@ leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,39 +92,8 @@ def _softmax(x: Tensor, dim: int = -1, **options: Any) -> Tensor:
     return torch.softmax(x, dim)
 
 
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    return F.layer_norm(x, normalized_shape, weight, bias, eps)
-
-
-def _rms_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Tensor:
-    return F.rms_norm(x, normalized_shape, weight, eps)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
 def _relu(x: Tensor, inplace: bool = False) -> Tensor:
     return torch.relu(x)
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    return F.cross_entropy(logits, target, **options)
-
-
-def _mse(outputs: Tensor, target: Tensor, **options: Any) -> Tensor:
-    return F.mse_loss(outputs, target, **options)
 
 
 ORIGINALS: dict[str, Callable[..., Tensor]] = {
@@ -132,9 +101,9 @@ ORIGINALS: dict[str, Callable[..., Tensor]] = {
     "relu": _relu,
     "tanh": torch.tanh,
     "softmax": _softmax,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "linear": _linear,
+    "layer_norm": F.layer_norm,
+    "rms_norm": F.rms_norm,
+    "linear": F.linear,
     "conv2d": F.conv2d,
     "add": torch.add,
     "mul": torch.mul,
@@ -145,8 +114,8 @@ ORIGINALS: dict[str, Callable[..., Tensor]] = {
     "expand": lambda x, *sizes: x.expand(*sizes),
     "getitem": lambda x, index: x[index],
     "flatten": torch.flatten,
-    "cross_entropy": _cross_entropy,
-    "mse_loss": _mse,
+    "cross_entropy": F.cross_entropy,
+    "mse_loss": F.mse_loss,
     "interpolate": F.interpolate,
     "dropout": dropped,
 }
