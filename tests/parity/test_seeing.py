@@ -218,7 +218,7 @@ BAD = [
     ),
     (
         ("evaluate", "model.safetensors", "--backend", "numpy", "--json", "no/x.json"),
-        "does not exist; make it",
+        "must be in a folder that exists",
     ),
     (("predict", "none.safetensors", "picture.png"), "does not exist"),
     (("predict", "bare.safetensors", "picture.png"), "add --mean --std"),
