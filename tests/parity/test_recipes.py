@@ -52,7 +52,7 @@ def test_network_is_trained_as_published(name):
 # patch, width, heads, blocks, MLP, positions, pooling, optimizer, lr, epochs
 SMALL_PUBLISHED = {
     "mnist-sincos": (4, 8, 2, 2, 32, "sincos2d", "mean", "adam", 0.005, 5),
-    "mnist-compact": (7, 16, 4, 4, 64, "learned", "token", "adam", 0.001, 10),
+    "mnist-compact": (7, 16, 4, 4, 64, "learned", "mean", "adam", 0.001, 10),
     "mnist-flat": (4, 96, 4, 6, 192, "sincos1d", "flatten", "sgd", 0.001, 36),
 }
 
