@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from inspect import signature
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,14 @@ def module_candidate(module: Any, **options: Any) -> Candidate:
         out, cache = module.forward(x, **options)
 
         def vjp(cotangents: Arrays) -> Arrays:
-            dx, gradients = module.backward(cotangents["out"], cache)
-            if "input_grad" in signature(module.backward).parameters:
-                _check_without_input(module, cotangents["out"], cache, gradients)
+            dy = cotangents["out"]
+            dx, gradients = module.backward(dy, cache)
+            _check_apart(gradients)
+            accepted = signature(module.backward).parameters
+            if "input_grad" in accepted:
+                _check_without_input(module, dy, cache, gradients)
+            if "first_layer" in accepted:
+                _check_sparing(module, x, options, dy, gradients)
             result: Arrays = {"x": dx} | gradients
             return result
 
@@ -94,12 +100,56 @@ def _check_without_input(
 ) -> None:
     """Raise unless a backward that spares the input's gradient gives the others."""
     dx, alone = module.backward(dy, cache, input_grad=False)
-    if dx is not None or alone.keys() != gradients.keys():
-        raise ValueError("backward with input_grad=False must return None and the rest")
-    for name, gradient in gradients.items():
-        if not np.array_equal(alone[name], gradient, equal_nan=True):
+    if dx is not None:
+        raise ValueError("backward with input_grad=False must return None first")
+    _check_same(alone, gradients, "with input_grad=False")
+
+
+def _check_sparing(
+    module: Any,
+    x: Array,
+    options: Mapping[str, Any],
+    dy: Array,
+    gradients: Mapping[str, Array],
+) -> None:
+    """Raise unless what spares a model memory and time changes no gradient.
+
+    Blocks are recomputed, gradients handed over, and layers below the first that is
+    trained left out.
+    """
+    layer_of = load("vit_numpy.optim:layer_of")
+    depth = len(module.blocks)
+    module.recompute = True
+    _, cache = module.forward(x, **options)
+    module.recompute = False
+    for first in range(1, depth + 2):
+        handed: Arrays = {}
+        dx, kept = module.backward(dy, cache, first_layer=first, sink=handed.update)
+        if dx is not None or kept:
+            raise ValueError(f"backward from layer {first} into a sink must keep none")
+        trained = {n: g for n, g in gradients.items() if layer_of(n, depth) >= first}
+        _check_same(handed, trained, f"recomputed and from layer {first} on")
+
+
+def _check_same(
+    got: Mapping[str, Array], expected: Mapping[str, Array], how: str
+) -> None:
+    if got.keys() != expected.keys():
+        raise ValueError(
+            f"backward {how} must give the gradients of {', '.join(expected)}, "
+            f"got {', '.join(got)}"
+        )
+    for name, gradient in expected.items():
+        if not np.array_equal(got[name], gradient, equal_nan=True):
+            raise ValueError(f"backward {how} gives another gradient of {name}")
+
+
+def _check_apart(gradients: Mapping[str, Array]) -> None:
+    """Raise if two gradients share memory: clipping, which is in place, would tell."""
+    for (name, one), (other, another) in combinations(gradients.items(), 2):
+        if np.shares_memory(one, another):
             raise ValueError(
-                f"input_grad=False must leave the gradient of {name} alone"
+                f"the gradients of {name} and {other} must not share memory"
             )
 
 
@@ -276,7 +326,12 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
             optimizer.lr = rate / (1 + step)
             optimizer.step({name: inputs[f"gradient{step}.{name}"] for name in names})
         state = optimizer.state_dict()
-        del state["step"]
+        counted = state.pop("step")
+        # Not compared: a number in float64 whatever the parameters are.
+        if counted.dtype != np.float64 or counted != steps:
+            raise ValueError(
+                f"state must hold float64 {steps} as its step, got {counted!r}"
+            )
         return parameters | state, lambda cotangents: {}
 
     def function(**inputs: Tensor) -> dict[str, Tensor]:
