@@ -219,22 +219,18 @@ class Optimizer:
         _check_grads(grads, self._params)
         self.steps += 1
         blocks = self._blocks
-        # Below a few blocks, handing work to a thread costs more than the work.
-        pieces = min(parallel.get_num_threads(), max(len(blocks) // 4, 1))
+        largest = max(block.values.size for block in blocks)
 
         def update(span: tuple[int, int]) -> None:
-            scratch: tuple[Array, ...] = ()
+            scratch: dict[np.dtype[Any], Array] = {}
             for block in blocks[slice(*span)]:
                 size, dtype = block.values.size, block.values.dtype
-                if not scratch or scratch[0].size < size or scratch[0].dtype != dtype:
-                    scratch = (np.empty(size, dtype), np.empty(size, dtype))
-                first, second = (array[:size] for array in scratch)
+                if dtype not in scratch:
+                    scratch[dtype] = np.empty((2, largest), dtype)
+                first, second = scratch[dtype][:, :size]
                 self._update(block, _gather(grads, block.pieces, first), second)
 
-        if pieces == 1:
-            update((0, len(blocks)))
-        else:
-            parallel.parallel_map(update, parallel.split(len(blocks), pieces))
+        parallel.share_out(update, len(blocks))
 
     def _update(self, block: _Block, grad: Array, scratch: Array) -> None:
         """Update one block; `grad` is read only, `scratch` free to write to."""

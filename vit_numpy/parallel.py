@@ -242,6 +242,21 @@ def parallel_map(
     return fold(lambda item: [function(item)], items, operator.iadd)
 
 
+def share_out(
+    function: Callable[[tuple[int, int]], object], length: int, least: int = 4
+) -> None:
+    """Call `function` on (start, stop) of consecutive parts of `length` items.
+
+    Each thread gets one part, of at least `least` items: with fewer, handing them over
+    costs more than the work.
+    """
+    pieces = min(_num_threads, max(length // least, 1))
+    if pieces == 1:
+        function((0, length))
+    else:
+        parallel_map(function, split(length, pieces))
+
+
 def split(length: int, pieces: int) -> list[tuple[int, int]]:
     """Return (start, stop) of `pieces` consecutive parts, equal to within one."""
     bounds = [length * i // pieces for i in range(pieces + 1)]
