@@ -94,10 +94,11 @@ class PatchEmbed(Module):
         x = images.reshape(batch, chans, height // side, side, width // side, side)
         x = x.transpose(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P)
         x = x.reshape(-1, chans * side * side)
-        y = x @ self.proj.weight.reshape(-1, x.shape[-1]).T
+        weight = self.proj.weight
+        y = x @ weight.reshape(len(weight), -1).T
         if self.proj.bias is not None:
             y += self.proj.bias
-        y = y.reshape(batch, -1, y.shape[-1])
+        y = y.reshape(batch, -1, len(weight))
         return y, saved(PatchEmbedCache(None, x, images.shape))
 
     def backward(
