@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
     part = dataset.test
     logits = predict(network.model, backend, part, **network.normalisation)
     scores = score(logits, part.labels, part.class_names)
-    print(f"{args.checkpoint} in {backend.name} on {name}")
-    print(report(scores))
+    # Files first: whoever reads what is printed may stop reading.
     found = scores.to_dict() | {"predictions": logits.argmax(axis=1).tolist()}
     if args.json is not None:
         write_json(args.json, found)
@@ -86,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.out / "scores.json", found)
         replace_text(args.out / "confusion.csv", table(scores))
         draw(args.out, name, dataset, logits, scores, args.mistakes)
+    print(f"{args.checkpoint} in {backend.name} on {name}")
+    print(report(scores))
+    if args.out is not None:
         print(
             f"\nconfusion.csv, confusion.png, mistakes.png, scores.json in {args.out}"
         )

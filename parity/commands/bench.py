@@ -90,19 +90,20 @@ def run(args: argparse.Namespace) -> int:
     check_picture("--plot", args.plot)
     from parity.bench.runs import Bench
     from parity.bench.tables import markdown, plot, text, write_into
+    from parity.training import replace_text
 
     if args.from_json is not None:
         bench = Bench.from_dict(json.loads(args.from_json.read_text("utf-8")))
     else:
         bench = _measure(args)
-    print((markdown if args.markdown else text)(bench))
     if args.json is not None:
         content = json.dumps(bench.to_dict(), indent=1, ensure_ascii=False)
-        args.json.write_text(content + "\n", "utf-8")
+        replace_text(args.json, content + "\n")
     if args.into is not None:
         write_into(bench, args.what, args.into)
     if args.plot is not None:
         plot(bench, args.plot)
+    print((markdown if args.markdown else text)(bench))
     return AGREE
 
 

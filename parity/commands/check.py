@@ -111,19 +111,22 @@ def run(args: argparse.Namespace) -> int:
                 progress=advance,
             )
     seconds = time.perf_counter() - started
-    print(table(results))
     failed = [result for result in results if result.failures]
     for result in failed:
         result.table = args.pairs
         result.explanation = explain_result(by_name[result.pair], result)
+    # Files first: whoever reads what is printed may stop reading.
+    if args.json is not None:
+        write_json(args.json, results, seconds)
+    page = args.report and write_report(args.report, results, seconds)[0]
+    print(table(results))
+    for result in failed:
         print(describe(result))
     for note in accuracy_notes(results):
         print(note)
     print(summary(results, seconds))
-    if args.json is not None:
-        write_json(args.json, results, seconds)
-    if args.report is not None:
-        print(write_report(args.report, results, seconds)[0])
+    if page is not None:
+        print(page)
     return MISMATCH if failed else AGREE
 
 

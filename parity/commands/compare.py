@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
     a, b = open_networks([args.a, args.b], args.names)
     images, what = open_images(args.images, args.count, a, b)
     found = compare(a, b, images, dtype=args.dtype, seed=args.seed, scale=args.scale)
-    print(report(found, what, every=args.all))
     if args.json is not None:
         write_json(args.json, found.to_dict() | {"images_from": what})
+    print(report(found, what, every=args.all))
     return AGREE if found.agree else MISMATCH
 
 

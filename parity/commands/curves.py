@@ -71,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
     if args.seed is not None:
         recipe = recipe.replace({"seed": args.seed})
     comparison = measure(recipe, args.steps, args.resync, args.judge, args.threads)
-    print(table(comparison))
-    print(summary(comparison))
     if args.json is not None:
         text = json.dumps(comparison.to_dict(), indent=1, allow_nan=False)
         replace_text(args.json, text + "\n")
@@ -80,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         from parity.plots import plot_comparison
 
         plot_comparison(comparison, args.plot)
+    print(table(comparison))
+    print(summary(comparison))
     return AGREE if comparison.diverged_at is None else MISMATCH
 
 

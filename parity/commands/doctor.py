@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
         preprocessing=port.preprocessing,
         seconds=args.seconds,
     )
-    print(report(found, args.a, args.b or str(args.outputs), what))
     if args.json is not None:
         write_json(args.json, found.to_dict() | {"images_from": what})
+    print(report(found, args.a, args.b or str(args.outputs), what))
     return AGREE if found.before.agrees else MISMATCH
 
 

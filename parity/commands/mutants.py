@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
                 workers=args.workers,
                 progress=checked,
             )
-    print(describe(outcome, alarms))
     if args.json is not None:
         write_json(args.json, outcome, alarms)
+    print(describe(outcome, alarms))
     clean = not (outcome.survivors or outcome.disproved or outcome.missed)
     return AGREE if clean and not (alarms and alarms["failures"]) else MISMATCH
