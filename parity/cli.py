@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "demo": (
         "parity.commands.demo",
-        "break one line of attention's backward, in memory, and see what is said",
+        "leave out a line of attention's backward, in memory, and see what is said",
     ),
     "mutants": (
         "parity.commands.mutants",
