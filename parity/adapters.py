@@ -86,7 +86,7 @@ def module_candidate(module: Any, **options: Any) -> Candidate:
             if "input_grad" in accepted:
                 _check_without_input(module, dy, cache, gradients)
             if "first_layer" in accepted:
-                _check_sparing(module, x, options, dy, gradients)
+                _check_sparing(module, x, options, dy, cache, gradients)
             result: Arrays = {"x": dx} | gradients
             return result
 
@@ -110,6 +110,7 @@ def _check_sparing(
     x: Array,
     options: Mapping[str, Any],
     dy: Array,
+    cache: Any,
     gradients: Mapping[str, Array],
 ) -> None:
     """Raise unless what spares a model memory and time changes no gradient.
@@ -120,11 +121,15 @@ def _check_sparing(
     layer_of = load("vit_numpy.optim:layer_of")
     depth = len(module.blocks)
     module.recompute = True
-    _, cache = module.forward(x, **options)
+    _, small = module.forward(x, **options)
     module.recompute = False
+    inputs_alone = load("vit_numpy.model:RecomputedCache")
+    for blocks, expected in ((cache.c_blocks, False), (small.c_blocks, True)):
+        if any(isinstance(block, inputs_alone) != expected for block in blocks):
+            raise ValueError("a cache must hold blocks' inputs alone iff it is told to")
     for first in range(1, depth + 2):
         handed: Arrays = {}
-        dx, kept = module.backward(dy, cache, first_layer=first, sink=handed.update)
+        dx, kept = module.backward(dy, small, first_layer=first, sink=handed.update)
         if dx is not None or kept:
             raise ValueError(f"backward from layer {first} into a sink must keep none")
         trained = {n: g for n, g in gradients.items() if layer_of(n, depth) >= first}
@@ -187,9 +192,11 @@ def module_function(module: torch.nn.Module, **options: Any) -> Any:
 def intermediates_problem(pair: Pair, case: Case) -> Problem:
     """Compare what two models show of themselves, forward and backward.
 
-    Their named intermediates, the gradients of these, and the attention weights.
+    Their named intermediates, the gradients of these, and the attention weights; for
+    odd seeds with blocks that are recomputed.
     """
     model = construct(pair.load_candidate(), case.config)
+    model.recompute = bool(case.seed % 2)
     twin = _Shown(construct(pair.load_reference(), case.config).eval())
     parameters = parameters_of(model, case.seed)
     classes = case.config["config"]["num_classes"]
@@ -295,10 +302,12 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
     """Compare the parameters and the state of two optimizers after some steps.
 
     ``steps`` in the configuration is their number; the learning rate changes at each,
-    as a schedule changes it, and only ``weight`` decays.
+    as a schedule changes it. If it says ``grouped``, only ``weight`` decays, and the
+    others have a share of the learning rate; else all are alike.
     """
     config = dict(case.config)
-    steps, decay = config.pop("steps"), config.pop("weight_decay")
+    steps, grouped = config.pop("steps"), config.pop("grouped", True)
+    decay = config.pop("weight_decay") if grouped else config["weight_decay"]
     names = tuple(case.shapes)
     inputs: Arrays = {
         name: parameter(case.seed, name, case.shapes[name]) for name in names
@@ -308,12 +317,15 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
             drawn = numbers(replace(case, seed=case.seed + 1 + step), name)
             inputs[f"gradient{step}.{name}"] = drawn
 
-    def groups(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    def groups(parameters: dict[str, Any]) -> Any:
+        if not grouped:
+            return parameters.items()
         return [
             {
                 "names": [name],
                 "params": [value],
                 "weight_decay": decay if name == "weight" else 0.0,
+                "lr_scale": 1.0 if name == "weight" else 0.25,
             }
             for name, value in parameters.items()
         ]
@@ -359,9 +371,8 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
     config = dict(case.config)
     kind, arguments = config.pop("network")
     steps, flat, resumed = (config.pop(name) for name in ("steps", "flat", "resumed"))
-    grouping = {
-        name: config.pop(name) for name in ("weight_decay", "layer_decay", "frozen")
-    }
+    options = ("weight_decay", "layer_decay", "frozen")
+    grouping = {name: config.pop(name) for name in options if name in config}
     module = construct(load(f"vit_numpy.{kind}"), arguments)
     twin = construct(load(f"vit_torch.{kind}"), arguments)
     parameters = parameters_of(module, case.seed)
@@ -378,6 +389,12 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
         bind(module, {name: inputs[name].copy() for name in parameters})
         buffer = optim.flatten_parameters(module) if flat else None
         groups = optim.param_groups(module, **grouping)
+        expected = import_module("vit_torch.optim").param_groups(twin, **grouping)
+        for ours, theirs in zip(groups, expected, strict=True):
+            if ours["names"] != theirs["names"]:
+                raise ValueError(
+                    f"a group must be of {theirs['names']}, got {ours['names']}"
+                )
         trained = [name for group in groups for name in group["names"]]
         optimizer = pair.load_candidate()(groups, **config)
         for step in range(steps):

@@ -279,6 +279,12 @@ def _model(draw: DrawFn, regime: str) -> Configuration:
             "drop_path",
         )
     }
+    if regime == "extreme":
+        # One with every kind of parameter but a distillation token, as the last case
+        # is the one whose parameters are compared when they are new.
+        config |= {"class_token": True, "num_registers": 2, "layer_scale": 0.1}
+        config |= {"pos_embed": "learned", "pos_prefix": True, "pool": "map"}
+        config |= {"distillation_token": False, "qk_norm": True, "pre_logits": 5}
     shape = (batch(draw, regime, 3), config["in_chans"], *config["image_size"])
     return {"config": config, "masked": draw(st.booleans())}, {"x": shape}
 
@@ -310,6 +316,7 @@ def _sgd(draw: DrawFn, regime: str) -> Configuration:
         "momentum": momentum,
         "nesterov": momentum > 0 and draw(st.booleans()),
         "weight_decay": draw(st.sampled_from((0.0, 0.1))),
+        "grouped": draw(st.booleans()),
     }
     return config, _parameters(draw)
 
@@ -321,6 +328,7 @@ def _adam(draw: DrawFn, regime: str) -> Configuration:
         "betas": draw(st.sampled_from(([0.9, 0.999], [0.5, 0.9]))),
         "eps": draw(st.sampled_from((1e-8, 1e-3))),
         "weight_decay": draw(st.sampled_from((0.0, 0.1))),
+        "grouped": draw(st.booleans()),
     }
     return config, _parameters(draw)
 
@@ -335,7 +343,7 @@ def _groups(draw: DrawFn, regime: str) -> Configuration:
         frozen = draw(st.sampled_from(([], ["patch_embed"], ["blocks.0", "norm"])))
     else:
         # Now and then more elements than an optimizer updates in one go.
-        dims = (260, 130) if draw(st.integers(0, 5)) == 5 else (5, 7)
+        dims = (270, 245) if draw(st.integers(0, 3)) == 3 else (5, 7)
         network = ["layers.mlp:MLP", {"dim": dims[0], "hidden_dim": dims[1]}]
     config = {
         "network": network,
@@ -344,9 +352,10 @@ def _groups(draw: DrawFn, regime: str) -> Configuration:
         "resumed": draw(st.booleans()),
         "lr": 0.1,
         "weight_decay": draw(st.sampled_from((0.0, 0.1))),
-        "layer_decay": draw(st.sampled_from((1.0, 0.5))),
         "frozen": frozen,
     }
+    if draw(st.booleans()):
+        config["layer_decay"] = 0.5
     return config, {}
 
 
@@ -363,20 +372,20 @@ def _clip(draw: DrawFn, regime: str) -> Configuration:
 
 
 def _schedule(draw: DrawFn, regime: str) -> Configuration:
+    # What is not in the configuration is left to the default.
     warmup = draw(st.integers(0, 9))
     decay = draw(st.sampled_from(("constant", "step", "cosine", "linear")))
-    config: dict[str, Any] = {"warmup": warmup, "decay": decay}
+    config: dict[str, Any] = {"warmup": warmup} if warmup else {}
+    config["decay"] = decay
     if decay == "step":
         drops = draw(st.sets(st.integers(1, 30), min_size=1, max_size=3))
-        config |= {
-            "drops": sorted(drops),
-            "drop_factor": draw(st.sampled_from((0.1, 0.5))),
-        }
-    elif decay != "constant":
-        config |= {
-            "total": warmup + draw(st.integers(1, 25)),
-            "floor": draw(st.sampled_from((0.0, 0.1))),
-        }
+        config["drops"] = sorted(drops)
+        if draw(st.booleans()):
+            config["drop_factor"] = 0.5
+    elif decay != "constant" or draw(st.booleans()):
+        config["total"] = warmup + draw(st.integers(1, 25))
+        if draw(st.booleans()):
+            config["floor"] = 0.1
     return config, {"step": (draw(st.integers(1, 40)),)}
 
 

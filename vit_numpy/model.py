@@ -199,15 +199,16 @@ class VisionTransformer(Module):
             record["embedding"] = x
         c_blocks = []
         for i, block in enumerate(self.blocks):
-            branches: dict[str, Array] | None = None if record is None else {}
+            branches: dict[str, Array] = {}
+            shown = None if record is None else branches
             if self.recompute and saving():
                 c_block: Any = RecomputedCache(x, masks)
                 with no_grad():
-                    x, _ = block.forward(x, masks, branches)
+                    x, _ = block.forward(x, masks, shown)
             else:
-                x, c_block = block.forward(x, masks, branches)
+                x, c_block = block.forward(x, masks, shown)
             c_blocks.append(c_block)
-            if record is not None and branches is not None:
+            if record is not None:
                 record |= scoped(f"blocks.{i}", branches) | {f"blocks.{i}": x}
         x, c_norm = self.norm.forward(x)
         x, c_attn_pool = self.attn_pool.forward(x)
@@ -309,11 +310,12 @@ class VisionTransformer(Module):
             c_block = cache.c_blocks.pop() if consume else cache.c_blocks[i]
             if isinstance(c_block, RecomputedCache):
                 _, c_block = self.blocks[i].forward(*c_block)
-            branches: dict[str, Array] | None = None if record is None else {}
+            branches: dict[str, Array] = {}
+            shown = None if record is None else branches
             if record is not None:
                 record[f"blocks.{i}"] = dx
-            dx, g_block = self.blocks[i].backward(dx, c_block, branches)
-            if record is not None and branches is not None:
+            dx, g_block = self.blocks[i].backward(dx, c_block, shown)
+            if record is not None:
                 record |= scoped(f"blocks.{i}", branches)
             hand_over(scoped(f"blocks.{i}", g_block))
         if first_layer:

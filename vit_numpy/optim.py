@@ -96,20 +96,19 @@ def param_groups(
         if not any(lies_in(param, name) for param in named):
             raise ValueError(unknown("parameter or module", name, named))
     depth = sum(name.endswith(".norm1.weight") for name in named)
-    groups: dict[tuple[bool, int], ParamGroup] = {}
+    groups: dict[tuple[bool, float], ParamGroup] = {}
     for name, param in named.items():
         if any(lies_in(name, part) for part in frozen):
             continue
         decayed = decays(name, param)
-        # Without layer decay all layers share a group, so that updates are few.
-        layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
+        lr_scale = layer_decay ** (depth + 1 - layer_of(name, depth))
         group = groups.setdefault(
-            (not decayed, layer),
+            (not decayed, lr_scale),
             {
                 "names": [],
                 "params": [],
                 "weight_decay": weight_decay if decayed else 0.0,
-                "lr_scale": layer_decay ** (depth + 1 - layer),
+                "lr_scale": lr_scale,
             },
         )
         group["names"].append(name)
@@ -150,7 +149,7 @@ def flatten_parameters(model: Module) -> Array:
             "convert the model with model.to(...)"
         )
     named.sort(key=lambda item: not decays(*item))
-    flat = np.empty(sum(param.size for _, param in named), dtypes[0])
+    flat = np.empty(sum(param.size for _, param in named), *dtypes)
     owners = dict(model.named_modules())
     start = 0
     for name, param in named:
@@ -496,7 +495,7 @@ def grad_norm(grads: Mapping[str, Array]) -> np.floating[Any]:
 def combined_norm(norms: Iterable[np.floating[Any]]) -> np.floating[Any]:
     """Return the norm of several vectors taken as one, from the norm of each."""
     each = list(norms)
-    total: np.floating[Any] = np.sqrt(np.vdot(each, each)).astype(each[0].dtype)
+    total: np.floating[Any] = np.sqrt(np.vdot(each, each))
     return total
 
 
@@ -592,7 +591,7 @@ def check_state(
 def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
     """Return `params` as groups; raise for none, or for a name given twice."""
     given: list[Any] = list(params)
-    if given and isinstance(given[0], dict):
+    if given and all(isinstance(group, dict) for group in given):
         groups: list[ParamGroup] = given
     else:
         names, arrays = [name for name, _ in given], [param for _, param in given]
@@ -654,7 +653,7 @@ def _place(param: Array) -> tuple[Array, int]:
 def _gather(grads: Mapping[str, Array], pieces: list[_Piece], out: Array) -> Array:
     """Return a block's gradient: a view where it lies in one piece, else in `out`."""
     if len(pieces) == 1:
-        name, start, stop = pieces[0]
+        ((name, start, stop),) = pieces
         return grads[name].reshape(-1)[start:stop]
     end = 0
     for name, start, stop in pieces:

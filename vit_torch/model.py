@@ -162,12 +162,13 @@ class VisionTransformer(nn.Module):
         if record is not None:
             record["embedding"] = x
         for i, block in enumerate(self.blocks):
-            branches: dict[str, Tensor] | None = None if record is None else {}
+            branches: dict[str, Tensor] = {}
+            shown = None if record is None else branches
             if self.recompute and self.training and record is None:
                 x = checkpoint(block, x, masks, use_reentrant=False)
             else:
-                x = block(x, masks, branches)
-            if record is not None and branches is not None:
+                x = block(x, masks, shown)
+            if record is not None:
                 for name, branch in branches.items():
                     record[f"blocks.{i}.{name}"] = branch
                 record[f"blocks.{i}"] = x

@@ -93,20 +93,19 @@ def param_groups(
         if not any(lies_in(param, name) for param in named):
             raise ValueError(unknown("parameter or module", name, named))
     depth = sum(name.endswith(".norm1.weight") for name in named)
-    groups: dict[tuple[bool, int], ParamGroup] = {}
+    groups: dict[tuple[bool, float], ParamGroup] = {}
     for name, param in named.items():
         if any(lies_in(name, part) for part in frozen):
             continue
         decayed = decays(name, param)
-        # Without layer decay all layers share a group, so that updates are few.
-        layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
+        lr_scale = layer_decay ** (depth + 1 - layer_of(name, depth))
         group = groups.setdefault(
-            (not decayed, layer),
+            (not decayed, lr_scale),
             {
                 "names": [],
                 "params": [],
                 "weight_decay": weight_decay if decayed else 0.0,
-                "lr_scale": layer_decay ** (depth + 1 - layer),
+                "lr_scale": lr_scale,
             },
         )
         group["names"].append(name)
