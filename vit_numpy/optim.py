@@ -149,7 +149,8 @@ def flatten_parameters(model: Module) -> Array:
             "convert the model with model.to(...)"
         )
     named.sort(key=lambda item: not decays(*item))
-    flat = np.empty(sum(param.size for _, param in named), *dtypes)
+    (dtype,) = dtypes
+    flat = np.empty(sum(param.size for _, param in named), dtype)
     owners = dict(model.named_modules())
     start = 0
     for name, param in named:
