@@ -18,15 +18,8 @@ from xml.etree import ElementTree
 from parity.bounds import FACTOR
 from parity.checks import CHECKS, PAIR_CHECKS, VISIBLE, Finding
 from parity.environment import environment
-from parity.report import (
-    BINS,
-    command,
-    describe,
-    distribution,
-    totals,
-    write_atomically,
-    write_json,
-)
+from parity.files import write_json, write_text
+from parity.report import BINS, command, describe, distribution, to_json, totals
 from parity.runs import TWICE, Accuracy, PairResult, Record
 
 PAGE, JSON, JUNIT = "report.html", "report.json", "junit.xml"
@@ -68,9 +61,9 @@ def write_report(
     """
     now = datetime.now().astimezone()
     files = folder / PAGE, folder / JSON, folder / JUNIT
-    write_atomically(files[0], page(results, seconds, now))
-    write_json(files[1], results, seconds)
-    write_atomically(files[2], junit(results, seconds, now))
+    write_text(files[0], page(results, seconds, now))
+    write_json(files[1], to_json(results, seconds))
+    write_text(files[2], junit(results, seconds, now))
     return files
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import statistics
-import tempfile
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from parity.checks import PAIR_CHECKS, Finding
 from parity.environment import environment
+from parity.files import write_text
 from parity.runs import Accuracy, Failure, PairResult, Record
 from parity.strategies import Case
 
@@ -191,28 +189,8 @@ def to_json(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, results: Sequence[PairResult], seconds: float) -> None:
-    """Write the results; the file is there whole or not at all."""
-    text = json.dumps(to_json(results, seconds), indent=1, allow_nan=False)
-    write_atomically(path, text + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file through a temporary one in the same folder."""
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file readable by its owner only.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+# What the results of the mutants are written by.
+write_atomically = write_text
 
 
 def totals(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:

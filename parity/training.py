@@ -24,6 +24,7 @@ from parity.data import BatchStream, Dataset, Part
 from parity.data import load as load_data
 from parity.data.names import unknown_name
 from parity.environment import environment
+from parity.files import write_text
 from parity.recipes import Recipe
 from parity.recipes import load as load_recipe
 from parity.scores import Scores, score
@@ -717,7 +718,7 @@ class RunFolder:
             for line in self.metrics.read_text("utf-8").splitlines()
             if _is_before(line, epochs, steps)
         ]
-        replace_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
         with self.metrics.open("a", encoding="utf-8") as file:
 
             def write(record: dict[str, Any]) -> None:
@@ -730,13 +731,6 @@ class RunFolder:
 def exit_status(stop: StopSignals) -> int:
     """Return the status of a process that a signal ended: 128 and its number."""
     return 128 + (stop.received or signal.SIGINT)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _is_before(line: str, epochs: int, steps: int) -> bool:

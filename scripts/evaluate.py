@@ -7,18 +7,18 @@ python scripts/evaluate.py runs/network1-numpy/last.safetensors --backend torch
 import argparse
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from parity.classifier import Classifier
 from parity.data import Dataset, load
+from parity.files import write_json, write_text
 from parity.plots import check_matplotlib, save
 from parity.program import Parser, check_target, main_of, positive, summary_of
 from parity.scores import Scores, score, worst_mistakes
 from parity.sheets import confusion_matrix, mistakes_sheet
-from parity.training import BACKENDS, Backend, check_fit, predict, replace_text
+from parity.training import BACKENDS, Backend, check_fit, predict
 
 # A table with more columns than this does not fit a terminal.
 MOST_COLUMNS = 25
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "scores.json", found)
-        replace_text(args.out / "confusion.csv", table(scores))
+        write_text(args.out / "confusion.csv", table(scores))
         draw(args.out, name, dataset, logits, scores, args.mistakes)
     print(f"{args.checkpoint} in {backend.name} on {name}")
     print(report(scores))
@@ -109,10 +109,6 @@ def draw(
     save(
         mistakes_sheet(worst, images, part.class_names, title), folder / "mistakes.png"
     )
-
-
-def write_json(path: Path, found: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def table(scores: Scores) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from parity.classifier import Classifier
+from parity.files import write_json
 from parity.pictures import BACKGROUNDS, STYLES, Prepared, prepare
 from parity.plots import save
 from parity.program import BAD_INPUT, Parser, main_of, positive, summary_of
 from parity.scores import probabilities
 from parity.sheets import predictions_sheet
-from parity.training import BACKENDS, Backend, replace_text
+from parity.training import BACKENDS, Backend
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(text(found) for found in results))
         if args.json is not None:
-            replace_text(Path(args.json), json.dumps(results, indent=1) + "\n")
+            write_json(Path(args.json), results)
     if args.show is not None:
         names = [path.name for path in prepared]
         figure = predictions_sheet(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from parity import recipes
 from parity.data.names import unknown_name
+from parity.files import write_text
 from parity.program import Parser, main_of, positive, summary_of
 from parity.results import Job, Result, Results, draw_curves, page, plan
 from parity.training import (
@@ -24,7 +25,6 @@ from parity.training import (
     RECIPE_FILE,
     StopSignals,
     exit_status,
-    replace_text,
 )
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             results.record(job, Result.read(job, folder), error)
             pictures = args.results.with_suffix("")
             draw_curves(results, job.recipe, args.runs, pictures / f"{job.recipe}.png")
-            replace_text(args.results.with_suffix(".md"), page(results, pictures.name))
+            write_text(args.results.with_suffix(".md"), page(results, pictures.name))
             print(f"  {outcome(results, job, error)}", flush=True)
             failed += bool(error)
             if signals:

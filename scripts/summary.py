@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from parity import recipes
+from parity.files import write_json
 from parity.program import Parser, main_of, positive, summary_of
 from parity.summary import summarise
-from parity.training import replace_text
 from vit_numpy.checkpoint import from_pretrained
 from vit_numpy.config import PRESETS, ViTConfig, unknown
 
@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json != "-":
         print(summary.text())
     if args.json is not None:
-        text = json.dumps(summary.to_dict(), indent=1)
+        found = summary.to_dict()
         if args.json == "-":
-            print(text)
+            print(json.dumps(found, indent=1))
         else:
-            replace_text(Path(args.json), text + "\n")
+            write_json(Path(args.json), found)
     return 0
 
 

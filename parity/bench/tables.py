@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.bench.runs import Bench, Row
+from parity.files import write_text
 from parity.plots import NUMPY, STYLE, TORCH
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
@@ -66,7 +67,7 @@ def write_into(bench: Bench, what: str, path: Path) -> None:
             f"{path} must have a line {begin.strip()!r} and after it a line {end!r}"
         )
     content = f"{before}{begin}\n{markdown(bench).strip()}\n\n{end}{after}"
-    path.write_text(content, "utf-8")
+    write_text(path, content)
 
 
 def plot(bench: Bench, path: Path) -> None:

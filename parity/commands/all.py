@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, transfer, compare; print, write, and return the exit status."""
     from parity import recipes
+    from parity.files import write_json
     from parity.plots import plot_comparison
-    from parity.training import replace_text
 
     make_folder("--out", args.out)
     report = args.out / "report.json"
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     results = json.loads(report.read_text("utf-8"))
     results |= {"transfers": transfers, "curves": comparison.to_dict()}
-    replace_text(report, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(report, results)
     print(
         f"\n{'FAILED' if failed else 'All agree'}: {report}, {args.out / 'curves.png'}"
     )

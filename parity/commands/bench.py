@@ -90,15 +90,14 @@ def run(args: argparse.Namespace) -> int:
     check_picture("--plot", args.plot)
     from parity.bench.runs import Bench
     from parity.bench.tables import markdown, plot, text, write_into
-    from parity.training import replace_text
+    from parity.files import write_json
 
     if args.from_json is not None:
         bench = Bench.from_dict(json.loads(args.from_json.read_text("utf-8")))
     else:
         bench = _measure(args)
     if args.json is not None:
-        content = json.dumps(bench.to_dict(), indent=1, ensure_ascii=False)
-        replace_text(args.json, content + "\n")
+        write_json(args.json, bench.to_dict())
     if args.into is not None:
         write_into(bench, args.what, args.into)
     if args.plot is not None:

@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
         "HYPOTHESIS_STORAGE_DIRECTORY", str(cache_folder() / "hypothesis")
     )
     from parity.causes import explain_result
+    from parity.files import write_json
     from parity.page import write_report
-    from parity.report import accuracy_notes, describe, summary, table, write_json
+    from parity.report import accuracy_notes, describe, summary, table, to_json
     from parity.runs import EXAMPLES, run_case, run_pairs
     from parity.strategies import Case
 
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         result.explanation = explain_result(by_name[result.pair], result)
     # Files first: whoever reads what is printed may stop reading.
     if args.json is not None:
-        write_json(args.json, results, seconds)
+        write_json(args.json, to_json(results, seconds))
     page = args.report and write_report(args.report, results, seconds)[0]
     print(table(results))
     for result in failed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     images, what = open_images(args.images, args.count, a, b)
     found = compare(a, b, images, dtype=args.dtype, seed=args.seed, scale=args.scale)
     if args.json is not None:
+        from parity.files import write_json
+
         write_json(args.json, found.to_dict() | {"images_from": what})
     print(report(found, what, every=args.all))
     return AGREE if found.agree else MISMATCH
@@ -95,13 +96,6 @@ def check_folder(option: str, path: Path | None) -> None:
         raise ValueError(
             f"{option} must be in a folder that exists, got {path}; make it first"
         )
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a result, whole or not at all."""
-    from parity.training import replace_text
-
-    replace_text(path, json.dumps(value, indent=1, allow_nan=False, default=str) + "\n")
 
 
 def open_networks(specs: list[str], names: list[Path]) -> list[Network]:

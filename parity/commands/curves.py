@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, print, and return the exit status."""
     from parity import recipes
-    from parity.training import replace_text
+    from parity.files import write_json
 
     check_target("--json", args.json)
     check_picture("--plot", args.plot)
@@ -72,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
         recipe = recipe.replace({"seed": args.seed})
     comparison = measure(recipe, args.steps, args.resync, args.judge, args.threads)
     if args.json is not None:
-        text = json.dumps(comparison.to_dict(), indent=1, allow_nan=False)
-        replace_text(args.json, text + "\n")
+        write_json(args.json, comparison.to_dict())
     if args.plot is not None:
         from parity.plots import plot_comparison
 

@@ -13,7 +13,6 @@ from parity.commands.compare import (
     load_array,
     open_images,
     open_networks,
-    write_json,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.seconds,
     )
     if args.json is not None:
+        from parity.files import write_json
+
         write_json(args.json, found.to_dict() | {"images_from": what})
     print(report(found, args.a, args.b or str(args.outputs), what))
     return AGREE if found.before.agrees else MISMATCH

@@ -14,7 +14,7 @@ import pytest
 from parity import pairs
 from parity.adapters import module_problem
 from parity.cli import COMMANDS, main
-from parity.report import write_atomically
+from parity.files import write_text
 from parity.runs import _interrupts_held_back
 
 
@@ -207,14 +207,14 @@ def test_help_imports_neither_torch_nor_hypothesis():
 
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "report.json"
-    write_atomically(file, "first")
+    write_text(file, "first")
 
     def full(descriptor):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        write_atomically(file, "second")
+        write_text(file, "second")
     assert file.read_text() == "first"
     assert list(tmp_path.iterdir()) == [file]
 
