@@ -264,16 +264,14 @@ def diagnose(
         changes = list(
             _changes(base, preprocessing, np.issubdtype(images.dtype, np.integer))
         )
-        _explore(search, changes, before, result)
+        _explore(search, changes, result)
     result.tried = search.tried
     result.complete = search.complete
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _explore(
-    search: _Search, changes: Sequence[Change], before: Explanation, result: Diagnosis
-) -> None:
+def _explore(search: _Search, changes: Sequence[Change], result: Diagnosis) -> None:
     """Try single changes, then more together; leave what is found in the result."""
     level = [search.run((change,)) for change in changes]
     best: list[Explanation] = []

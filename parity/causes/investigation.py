@@ -336,7 +336,7 @@ class Investigation:
         yield from self._updates(index)
         for rank, variant in self._applicable(survey, evidence[index]):
             yield [self._operator(f, variant, rank) for f in functions]
-        yield from self._layouts(survey)
+        yield from self._layouts()
         yield from self._situations(options=True)
 
     def _operator(
@@ -401,7 +401,7 @@ class Investigation:
                     for f in functions
                 ]
 
-    def _layouts(self, survey: Intercept) -> Iterator[list[Variant]]:
+    def _layouts(self) -> Iterator[list[Variant]]:
         """Yield layouts; those of other cases are found by their names."""
         found: list[dict[tuple[str, str], Variant]] = []
         for evidence in self.evidence:

@@ -362,7 +362,7 @@ class Pairing:
         inside = _between(order, rows, first)
         fine, traces, scales = self.rows(lambda event: event in inside)
         parted = next((row for row in fine if not row.agrees), first)
-        return rows, self._place(parted, fine, traces, scales)
+        return rows, self._place(parted, traces, scales)
 
     def rows(
         self, wanted: Callable[[str], bool]
@@ -398,7 +398,6 @@ class Pairing:
     def _place(
         self,
         row: Row,
-        rows: Sequence[Row],
         traces: tuple[Trace, Trace],
         scales: Scales,
     ) -> Place:
