@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from parity import recipes
+from parity.files import write_json
 from parity.plots import compare_runs, read_metrics
-from parity.training import BACKENDS, RECIPE_FILE, replace_text
+from parity.training import BACKENDS, RECIPE_FILE
 
 PUBLISHED_SECONDS = {"network1": 278, "network2": 5354, "network3": 23187}
 """What a NumPy implementation of the same three networks took, by its author."""
@@ -185,7 +186,7 @@ class Results:
         self.by_name[job.name] = replace(result, error=error)
         runs = {name: asdict(run) for name, run in sorted(self.by_name.items())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path, json.dumps({"runs": runs}, indent=1) + "\n")
+        write_json(self.path, {"runs": runs})
 
     def of(
         self, recipe: str, backend: str | None = None, finished: bool = True
@@ -235,7 +236,7 @@ def page(results: Results, pictures: str = "results") -> str:
         ),
         *_same(results),
         *_speed(results),
-        *_unfinished(results, known),
+        *_unfinished(results),
         *_machines(results),
         *_pictures(results, known, pictures),
     ]
@@ -329,7 +330,7 @@ def _speed(results: Results) -> Iterator[str]:
         yield _table(("recipe", "published", "here", "times faster", "target"), rows)
 
 
-def _unfinished(results: Results, known: Sequence[str]) -> Iterator[str]:
+def _unfinished(results: Results) -> Iterator[str]:
     """Yield what was not run to its end, and why."""
     rows = []
     for job in plan(folder=True):
