@@ -114,8 +114,8 @@ def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
     assert whole.returncode == 0, whole.stderr
     runs = json.loads((tmp_path / "results.json").read_text("utf-8"))["runs"]
     assert {(r["backend"], r["epochs"], r["steps"]) for r in runs.values()} == {
-        ("numpy", 2, 158),
-        ("torch", 2, 158),
+        ("numpy", 2, 400),
+        ("torch", 2, 400),
     }
     text = (tmp_path / "results.md").read_text("utf-8")
     assert "![Loss and accuracy of mnist-sincos](results/mnist-sincos.png)" in text
