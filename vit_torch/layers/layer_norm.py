@@ -20,7 +20,7 @@ class LayerNorm(nn.LayerNorm):
 
     Attributes
     ----------
-    weight, bias : Tensor of shape (D,)
+    weight, bias : Parameter of shape (D,)
         Scale γ, initially 1, and shift β, initially 0.
 
     Raises

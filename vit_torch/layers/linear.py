@@ -20,8 +20,8 @@ class Linear(nn.Linear):
 
     Attributes
     ----------
-    weight : Tensor of shape (O, I)
-    bias : Tensor of shape (O,), or None
+    weight : Parameter of shape (O, I)
+    bias : Parameter of shape (O,), or None
 
     Raises
     ------
