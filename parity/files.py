@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vit_numpy.checkpoint import write_atomically
-
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8.
@@ -17,6 +15,9 @@ def write_text(path: Path, text: str) -> None:
     FileNotFoundError
         If its folder does not exist.
     """
+    # Here, as processes that judge mutants must not hold on to the package as it is.
+    from vit_numpy.checkpoint import write_atomically
+
     write_atomically(path, lambda part: _write(part, text))
 
 

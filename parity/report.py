@@ -12,7 +12,6 @@ from typing import Any
 
 from parity.checks import PAIR_CHECKS, Finding
 from parity.environment import environment
-from parity.files import write_text
 from parity.runs import Accuracy, Failure, PairResult, Record
 from parity.strategies import Case
 
@@ -85,7 +84,8 @@ def summary(results: Sequence[PairResult], seconds: float) -> str:
     ambiguous = sum(result.ambiguous for result in results)
     drawn_again = f", {ambiguous} ambiguous cases drawn again" if ambiguous else ""
     return (
-        f"{sums['pairs']} pairs, {sums['comparisons']:,} comparisons, "
+        f"{sums['pairs']} pair{'s'[: sums['pairs'] != 1]}, "
+        f"{sums['comparisons']:,} comparisons, "
         f"{sums['failures']} failures{drawn_again}, in {seconds:.1f} s"
     )
 
@@ -187,10 +187,6 @@ def to_json(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:
         ],
         "environment": environment(),
     }
-
-
-# What the results of the mutants are written by.
-write_atomically = write_text
 
 
 def totals(results: Sequence[PairResult], seconds: float) -> dict[str, Any]:

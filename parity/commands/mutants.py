@@ -10,6 +10,7 @@ from parity.cli import AGREE, MISMATCH
 from parity.commands.check import at_least
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
+from parity.files import write_json
 from parity.program import check_target
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if not hasattr(os, "fork"):
         raise ValueError("parity mutants needs a system that can fork, as Linux")
     from parity.mutants import run_mutants
-    from parity.mutants.report import describe, write_json
+    from parity.mutants.report import describe, to_json
     from parity.pairs import PAIRS
     from parity.runs import EXAMPLES
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=checked,
             )
     if args.json is not None:
-        write_json(args.json, outcome, alarms)
+        write_json(args.json, to_json(outcome, alarms))
     print(describe(outcome, alarms))
     clean = not (outcome.survivors or outcome.disproved or outcome.missed)
     return AGREE if clean and not (alarms and alarms["failures"]) else MISMATCH

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from numpy.typing import NDArray
 
 from parity.checks import Trial
-from parity.mutants.cases import Watch
+from parity.mutants.cases import Lines, Watch
 from parity.mutants.operators import Mutant, mutate
 from parity.mutants.runner import Change
 from parity.mutants.tree import Tree
@@ -76,65 +76,77 @@ def listed(mutants: list[Mutant]) -> dict[Mutant, str]:
 # --- the proof by trial ---------------------------------------------------------------
 
 
-def largest_difference(
-    mutant: Mutant,
-    tree: Tree,
-    pairs: Sequence[Pair],
-    *,
-    cases: int = 1000,
-    seed: int = 0,
-) -> tuple[float, int]:
-    """Compare a mutant with the original on cases that run it, in both dtypes.
+class Proof:
+    """Compares mutants with the original, on cases that are drawn once for all of them.
 
-    Imports the package from `tree`, original and mutated; call it in a process of its
+    Imports the package from `tree`, original and mutated; use it in a process of its
     own.
 
     Parameters
     ----------
-    mutant : Mutant
     tree : Tree
     pairs : sequence of Pair
         Where the cases come from; of all their regimes, in turn.
-    cases : int, default 1000
     seed : int, default 0
-
-    Returns
-    -------
-    difference : float
-        The largest difference of two results, in units in the last place of the
-        largest number of their tensor; infinite if names, shapes, dtypes or what is
-        raised differ.
-    count : int
-        Cases compared: `cases`, or 0 if none of these pairs runs the mutant.
     """
-    tree.restore(mutant.file)
-    tree.install()
-    running = [p for p in pairs if _runs(mutant, tree, p, seed)]
-    if not running:
-        return 0.0, 0
-    share = -(-cases // len(running))
-    drawn = [(p, case) for p in running for case in _draw(p, share, seed)][:cases]
-    expected = [_results(pair, case) for pair, case in drawn]
-    tree.replace(mutant.file, mutate(tree.sources[mutant.file], mutant))
-    tree.install()
-    largest = 0.0
-    for (pair, case), results in zip(drawn, expected, strict=True):
-        largest = max(largest, _difference(_results(pair, case), results))
-    tree.restore(mutant.file)
-    return largest, len(drawn)
 
+    def __init__(self, tree: Tree, pairs: Sequence[Pair], seed: int = 0) -> None:
+        self._tree = tree
+        self._pairs = pairs
+        self._seed = seed
+        self._lines: dict[str, Lines] = {}
+        self._drawn: dict[tuple[str, int], list[Case]] = {}
 
-def _runs(mutant: Mutant, tree: Tree, pair: Pair, seed: int) -> bool:
-    """Tell whether some cases of a pair run a mutant."""
-    watch = Watch(tree)
-    watch.start()
-    try:
-        for case in _draw(pair, len(pair.regimes) * 4, seed):
-            _results(pair, case)
-    finally:
-        watch.stop()
-    change = Change(mutant.file, str, mutant.lines)
-    return change.seen_by(watch.taken())
+    def largest_difference(
+        self, mutant: Mutant, cases: int = 1000
+    ) -> tuple[float, int]:
+        """Compare a mutant with the original on cases that run it, in both dtypes.
+
+        Returns
+        -------
+        difference : float
+            The largest difference of two results, in units in the last place of the
+            largest number of their tensor; infinite if names, shapes, dtypes or what is
+            raised differ.
+        count : int
+            Cases compared: `cases`, or 0 if none of these pairs runs the mutant.
+        """
+        tree = self._tree
+        tree.restore(mutant.file)
+        tree.install()
+        change = Change(mutant.file, str, mutant.lines)
+        running = [p for p in self._pairs if change.seen_by(self._run_by(p))]
+        if not running:
+            return 0.0, 0
+        share = -(-cases // len(running))
+        drawn = [(p, case) for p in running for case in self._cases(p, share)][:cases]
+        expected = [_results(pair, case) for pair, case in drawn]
+        tree.replace(mutant.file, mutate(tree.sources[mutant.file], mutant))
+        tree.install()
+        largest = 0.0
+        for (pair, case), results in zip(drawn, expected, strict=True):
+            largest = max(largest, _difference(_results(pair, case), results))
+        tree.restore(mutant.file)
+        return largest, len(drawn)
+
+    def _run_by(self, pair: Pair) -> Lines:
+        """Return the lines that some cases of a pair run."""
+        if pair.name not in self._lines:
+            watch = Watch(self._tree)
+            watch.start()
+            try:
+                for case in self._cases(pair, len(pair.regimes) * 4):
+                    _results(pair, case)
+            finally:
+                watch.stop()
+            self._lines[pair.name] = watch.taken()
+        return self._lines[pair.name]
+
+    def _cases(self, pair: Pair, count: int) -> list[Case]:
+        key = pair.name, count
+        if key not in self._drawn:
+            self._drawn[key] = _draw(pair, count, self._seed)
+        return self._drawn[key]
 
 
 def _draw(pair: Pair, count: int, seed: int) -> list[Case]:

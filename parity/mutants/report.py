@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from parity.environment import environment
 from parity.mutants import Outcome
 from parity.mutants.operators import OPERATORS, Mutant
-from parity.report import write_atomically
 
 
 def describe(outcome: Outcome, false_alarms: dict[str, Any] | None) -> str:
@@ -81,14 +78,6 @@ def to_json(outcome: Outcome, false_alarms: dict[str, Any] | None) -> dict[str, 
         "seconds": {"preparing": outcome.preparing, "judging": outcome.judging},
         "environment": environment(),
     }
-
-
-def write_json(
-    path: Path, outcome: Outcome, false_alarms: dict[str, Any] | None
-) -> None:
-    """Write the results; the file is there whole or not at all."""
-    text = json.dumps(to_json(outcome, false_alarms), indent=1, allow_nan=False)
-    write_atomically(path, text + "\n")
 
 
 def _groups(

@@ -14,13 +14,14 @@ FEW = 4.0
 PROVE = """
 import json, multiprocessing, sys
 from parity.mutants import Tree, all_mutants, package_root
-from parity.mutants.equivalents import largest_difference, listed
+from parity.mutants.equivalents import Proof, listed
 from parity.pairs import PAIRS
 
 tree = Tree(package_root())
+proof = Proof(tree, PAIRS)
 
 def prove(mutant):
-    return str(mutant), *largest_difference(mutant, tree, PAIRS, cases=int(sys.argv[1]))
+    return str(mutant), *proof.largest_difference(mutant, int(sys.argv[1]))
 
 with multiprocessing.get_context("fork").Pool(2) as pool:
     mutants = list(listed(all_mutants(tree)))
