@@ -14,7 +14,7 @@ from vit_numpy.module import Array
 # Elementwise work is done in pieces of this many elements: few enough that they stay in
 # the second-level cache from one pass to the next, and enough that threads which work
 # on different images seldom wait for each other's hold of the interpreter.
-_PIECE = 1 << 16
+_PIECE = 65_536
 
 # Up to about this many elements, what a loop over rows costs is its starting over.
 _SHORT_ROW = 64
