@@ -63,9 +63,8 @@ def run(args: argparse.Namespace) -> int:
     results = json.loads(report.read_text("utf-8"))
     results |= {"transfers": transfers, "curves": comparison.to_dict()}
     write_json(report, results)
-    print(
-        f"\n{'FAILED' if failed else 'All agree'}: {report}, {args.out / 'curves.png'}"
-    )
+    files = [args.out / name for name in ("report.html", "report.json", "curves.png")]
+    print(f"\n{'FAILED' if failed else 'All agree'}: {', '.join(map(str, files))}")
     return MISMATCH if failed else AGREE
 
 
