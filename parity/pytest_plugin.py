@@ -45,9 +45,12 @@ class Parity:
             options = {"seed": self.seed} | options
             agreement = assert_parity(candidate, reference, inputs, **options)
         except ParityError as error:
-            pytest.fail(str(error), pytrace=False)
-        self._record(_PROPERTY, agreement.share)
-        return agreement
+            report = str(error)
+        else:
+            self._record(_PROPERTY, agreement.share)
+            return agreement
+        # Raised within `except`, it would show the report twice.
+        pytest.fail(report, pytrace=False)
 
     assert_parity = __call__
 

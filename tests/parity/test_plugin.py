@@ -47,8 +47,9 @@ def test_the_fixture_and_the_summary(tmp_path: Path) -> None:
     out = run(tmp_path, "--junitxml=out.xml")
     assert "1 failed, 1 passed" in out
     assert "activation-derivative" in out
-    # The report stands alone, without a traceback through this package.
+    # The report stands alone and once, without a traceback through this package.
     assert "parity/api.py" not in out
+    assert out.count("likely cause") == 1
     assert "of the error bound used, in test_mine.py::test_right" in out
     assert "parity_bound_used" in (tmp_path / "out.xml").read_text()
 
