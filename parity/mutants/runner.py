@@ -28,8 +28,8 @@ from parity.pair import Pair
 from parity.runs import one_thread
 
 # A case takes some hundredths of a second; a change that makes it take so much longer
-# hangs. Processor time, so that a busy machine kills nothing by itself; the limit by the
-# clock is for what only waits.
+# hangs. Processor time, so that a busy machine kills nothing by itself; the limit by
+# the clock is for what only waits.
 _CPU_SECONDS = 2.0
 _WALL_SECONDS = 600.0
 # What a child may allocate beyond what it was born with.
