@@ -396,6 +396,10 @@ class SharedMasks:
             self.drawn = {}
         return self
 
+    def shard(self, start: int, stop: int) -> SharedMasks:
+        """Return this source: a `Side` takes each batch as one part."""
+        return self
+
     def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
         """Return the mask of the layer `name`: False with probability `p`."""
         if name not in self.drawn:

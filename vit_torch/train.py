@@ -27,10 +27,6 @@ class StepMasks(Protocol):
         """Return the source of the same masks for a part of the batch."""
         ...
 
-    def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
-        """Return the mask of the layer `name`: False with probability `p`."""
-        ...
-
 
 class StepResult(NamedTuple):
     """What one training step measured, before it updated the parameters.
@@ -160,9 +156,7 @@ class Trainer:
             start = batch_size * piece // pieces
             stop = batch_size * (piece + 1) // pieces
             part, targets = images[start:stop], labels[start:stop]
-            part_masks: MaskSource | None = masks
-            if masks is not None and pieces > 1:
-                part_masks = masks.shard(start, stop)
+            part_masks = None if masks is None else masks.shard(start, stop)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
                 logits = self._forward(part, self._eager(part_masks))
             logits = logits.to(images.dtype)
