@@ -42,7 +42,7 @@ test: $(INSTALLED) ## run the tests that need no network and little time
 test-slow: $(INSTALLED) ## run the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
 
-test-peers: $(INSTALLED) ## compare with timm, transformers and onnxruntime
+test-peers: $(INSTALLED) ## compare with timm, transformers and jax
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt $(PIP_ARGS) --editable '.[peers]'
 	$(BIN)/python -m pytest -m peers $(PYTEST_ARGS)

@@ -88,7 +88,12 @@ def test_a_backend_that_fails_says_why_and_spoils_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "backend", ["numpy", "torch", "timm", "torchvision", "transformers", "jax"]
+    "backend",
+    ["numpy", "torch", "torchvision"]
+    + [
+        pytest.param(n, marks=pytest.mark.peers)
+        for n in ("timm", "transformers", "jax")
+    ],
 )
 @pytest.mark.parametrize("name", ["network1", "network3"])
 def test_every_backend_trains_the_same_network(backend, name):
