@@ -115,13 +115,20 @@ def make_folder(option: str, path: Path) -> None:
         raise ValueError(f"{option} must be a folder, got {path}, a file") from None
 
 
-def positive(text: str) -> int:
-    """Read a whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number of at least 1, got {text!r}"
-        )
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers that are not below `least`, for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {least}, got {text!r}"
+            )
+        return int(text)
+
+    return number
+
+
+positive = at_least(1)
 
 
 def summary_of(doc: str | None) -> str | None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from parity.cli import AGREE, MISMATCH
 from parity.data.cache import cache_folder
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
-from parity.program import check_target, make_folder
+from parity.program import at_least, check_target, make_folder, positive
 
 if TYPE_CHECKING:
     from parity.pair import Pair
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--examples",
-        type=at_least(1),
+        type=positive,
         metavar="N",
         help="cases a pair and dtype (default 42), at least two a regime",
     )
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=at_least(1),
+        type=positive,
         default=min(os.cpu_count() or 1, 8),
         metavar="N",
         help="processes; by default one a core, up to 8",
@@ -152,16 +152,3 @@ def _table(path: str) -> Sequence[Pair]:
                 f"--pairs must name a sequence of parity.Pair, got {pair!r} in it"
             )
     return pairs
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers that are not below `least`."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number of at least {least}, got {text!r}"
-            )
-        return int(text)
-
-    return number

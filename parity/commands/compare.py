@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parity.cli import AGREE, MISMATCH
-from parity.program import positive
+from parity.program import check_target, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and return the exit status."""
-    check_folder("--json", args.json)
+    check_target("--json", args.json)
     from parity.diverge import compare
 
     a, b = open_networks([args.a, args.b], args.names)
@@ -88,14 +88,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, found.to_dict() | {"images_from": what})
     print(report(found, what, every=args.all))
     return AGREE if found.agree else MISMATCH
-
-
-def check_folder(option: str, path: Path | None) -> None:
-    """Raise before the work if there is no folder to write its result into."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(
-            f"{option} must be in a folder that exists, got {path}; make it first"
-        )
 
 
 def open_networks(specs: list[str], names: list[Path]) -> list[Network]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from parity.cli import AGREE, MISMATCH
 from parity.commands.compare import (
     add_image_arguments,
-    check_folder,
     load_array,
     open_images,
     open_networks,
 )
+from parity.program import check_target
 
 if TYPE_CHECKING:
     from parity.diverge import Network
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print, and return the exit status."""
-    check_folder("--json", args.json)
+    check_target("--json", args.json)
     if (args.b is None) == (args.outputs is None):
         raise ValueError("give the original, B, or what it returned, --outputs; one")
     if args.outputs is not None and args.images is None:

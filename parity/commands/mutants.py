@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 
 from parity.cli import AGREE, MISMATCH
-from parity.commands.check import at_least
 from parity.data.names import unknown_name
 from parity.data.progress import progress_bar
 from parity.files import write_json
-from parity.program import check_target
+from parity.program import at_least, check_target, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,26 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sample",
-        type=at_least(1),
+        type=positive,
         metavar="N",
         help="judge N mutants, drawn by the seed; all by default",
     )
     parser.add_argument(
         "--examples",
-        type=at_least(1),
+        type=positive,
         metavar="N",
         help="cases a pair and dtype, as for parity check",
     )
     parser.add_argument(
         "--false-alarms",
-        type=at_least(1),
+        type=positive,
         metavar="N",
         help="also make at least N checks of correct code, and count what fails",
     )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="S")
     parser.add_argument(
         "--workers",
-        type=at_least(1),
+        type=positive,
         default=min(os.cpu_count() or 1, 8),
         metavar="N",
         help="processes; by default one a core, up to 8",

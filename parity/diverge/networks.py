@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 import sys
@@ -410,8 +411,6 @@ def _imported(module: str, attribute: str) -> Any:
 
 def _takes_images(function: Any) -> bool:
     """Tell a function of the images from one that makes a model."""
-    import inspect
-
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return any(
         p.default is p.empty and p.kind not in kinds
