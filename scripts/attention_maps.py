@@ -61,7 +61,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     if (args.picture is None) == (args.index is None):
-        raise ValueError("give either the file of a picture or --index I, not both")
+        got = "neither" if args.picture is None else "both"
+        raise ValueError(f"give the file of a picture or --index I, got {got}")
     network = Classifier.open(args.checkpoint, Backend.load(args.backend))
     image, name = choose(args, network)
     inputs = network.inputs(image[None], args.mean, args.std)

@@ -148,9 +148,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.resume:
         folder.create(recipe, backend, overwrite=args.overwrite)
     part, validation = split_data(recipe, dataset)
-    images = f"{len(part)} images, {len(dataset.test)} to test with"
+    images = f"{len(part):,} images, {len(dataset.test):,} to test with"
     if validation:
-        images += f", {len(validation)} to validate with"
+        images += f", {len(validation):,} to validate with"
     print(
         f"{recipe.name} in {backend.name} on {recipe.data} ({images}) -> {folder.path}",
         flush=True,
@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
             save_steps=args.save_steps,
             save_minutes=args.save_minutes,
         )
+        done = None
         try:
             # One bar an epoch; between two, its line is printed.
             for record in records:
@@ -177,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
             return exit_status(signals)
         finally:
             draw(folder)
+    if done is None:
+        print("nothing is left to train; --epochs N lets the run go on to epoch N")
     return 0
 
 

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         f"{args.src} ({description['family']}) → {args.dst}: {len(arrays)} tensors, "
         f"{sum(array.size for array in arrays.values()):,} parameters"
     )
+    if description.get("preprocessing") and args.dst.suffix != ".safetensors":
+        print("mean and std stay behind: only .safetensors keeps them")
     return AGREE
 
 

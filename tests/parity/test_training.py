@@ -202,6 +202,9 @@ def test_programs_train_and_evaluate_without_torch(tmp_path):
     done = program(*train_args, "numpy")
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stdout
+    again = program(*train_args, "numpy", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "nothing is left to train" in again.stdout
     scores = tmp_path / "scores.json"
     done = program(
         "scripts/evaluate.py",
