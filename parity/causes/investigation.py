@@ -490,7 +490,8 @@ class Investigation:
         if right:
             yield f"right: {', '.join(right)}"
         yield f"first wrong: {first}"
-        for name in [first] + [n for n in evidence.names if n in evidence.wrong]:
+        wrong = [name for name in evidence.names if name in evidence.wrong]
+        for name in dict.fromkeys((first, *wrong)):
             if name not in shared and name != first:
                 continue
             compared = evidence.compared(name)

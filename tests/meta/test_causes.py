@@ -791,6 +791,7 @@ def test_an_unknown_mistake_gets_no_name(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.cause is None
     assert found.confidence == "no known cause explains the numbers"
     assert any(fact.startswith("first wrong: out") for fact in found.facts)
+    assert len(set(found.facts)) == len(found.facts)
 
 
 def test_two_mistakes_at_once_are_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
