@@ -131,7 +131,6 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
                 color=ALARM,
             )
         lower.set_yscale("log")
-        lower.yaxis.set_minor_formatter("")
         lower.set_ylim(bottom=floor)
         lower.set_xlim(1, max(c.steps, 2))
         lower.set_ylabel("relative difference\nof the loss")

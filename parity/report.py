@@ -83,9 +83,9 @@ def summary(results: Sequence[PairResult], seconds: float) -> str:
     sums = totals(results, seconds)
     ambiguous = sum(result.ambiguous for result in results)
     drawn_again = f", {ambiguous} ambiguous cases drawn again" if ambiguous else ""
+    pairs = "1 pair" if sums["pairs"] == 1 else f"{sums['pairs']} pairs"
     return (
-        f"{sums['pairs']} pair{'s'[: sums['pairs'] != 1]}, "
-        f"{sums['comparisons']:,} comparisons, "
+        f"{pairs}, {sums['comparisons']:,} comparisons, "
         f"{sums['failures']} failures{drawn_again}, in {seconds:.1f} s"
     )
 
