@@ -227,7 +227,7 @@ BAD = [
         ("predict", "model.safetensors", "picture.png", "--mean", "0.1", "0.2"),
         "mean and std must have the shape (1,)",
     ),
-    (("attention_maps", "model.safetensors"), "either the file of a picture or"),
+    (("attention_maps", "model.safetensors"), "or --index I, got neither"),
     (("attention_maps", "model.safetensors", "--index", "2000"), "0 to 1999"),
     (("attention_maps", "bare.safetensors", "--index", "0"), "add --data NAME"),
     (("summary", "b15"), "did you mean 'b16'"),
