@@ -128,7 +128,9 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-positive = at_least(1)
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, for argparse."""
+    return at_least(1)(text)
 
 
 def summary_of(doc: str | None) -> str | None:
