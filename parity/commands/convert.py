@@ -36,13 +36,14 @@ def run(args: argparse.Namespace) -> int:
     fields = None if args.config is None else _config(args.config)
     config, arrays = weights.load(args.src, fields)
     description = weights.inspect(args.src)
-    weights.save(args.dst, config, arrays, description.get("preprocessing"))
+    kept = [description.get(key) for key in ("preprocessing", "metadata")]
+    weights.save(args.dst, config, arrays, *kept)
     print(
         f"{args.src} ({description['family']}) → {args.dst}: {len(arrays)} tensors, "
         f"{sum(array.size for array in arrays.values()):,} parameters"
     )
-    if description.get("preprocessing") and args.dst.suffix != ".safetensors":
-        print("mean and std stay behind: only .safetensors keeps them")
+    if any(kept) and args.dst.suffix != ".safetensors":
+        print("mean, std and the names of classes stay behind: .safetensors keeps them")
     return AGREE
 
 

@@ -97,6 +97,7 @@ def save(
     config: Mapping[str, Any],
     arrays: Arrays,
     preprocessing: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights as a checkpoint of this project, whole or not at all.
 
@@ -110,6 +111,8 @@ def save(
         All parameters of that model.
     preprocessing : dict, optional
         `mean` and `std`, a number a channel; a `.safetensors` file keeps them.
+    metadata : dict, optional
+        What else a `.safetensors` file is to keep, such as the names of classes.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def save(
     model.load_state_dict(arrays)
     suffix = Path(path).suffix
     if suffix == ".safetensors":
-        checkpoint.save(path, model, preprocessing)
+        checkpoint.save(path, model, preprocessing, metadata)
     elif suffix in (".pt", ".pth"):
         write_torch(path, model.config.to_dict(), model.state_dict())
     else:

@@ -26,7 +26,8 @@ def model():
 @pytest.fixture
 def checkpoint(tmp_path, model):
     path = tmp_path / "numpy.safetensors"
-    vit_numpy.save(path, model, {"mean": [0.25], "std": [0.5]})
+    metadata = {"class_names": ["a", "b", "c"]}
+    vit_numpy.save(path, model, {"mean": [0.25], "std": [0.5]}, metadata)
     return path
 
 
@@ -48,13 +49,14 @@ def test_convert_keeps_every_weight(tmp_path, capsys, checkpoint, model, suffix)
         assert np.array_equal(parameter.numpy(), model.state_dict()[name])
 
 
-def test_convert_keeps_the_preprocessing(tmp_path, capsys, checkpoint):
+def test_convert_keeps_what_the_file_says_of_itself(tmp_path, capsys, checkpoint):
     there = tmp_path / "there.safetensors"
     main(["convert", str(checkpoint), str(there)])
     capsys.readouterr()
     assert main(["inspect", str(there), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["preprocessing"] == {"mean": [0.25], "std": [0.5]}
+    assert said["metadata"] == {"class_names": ["a", "b", "c"]}
     assert said["config"]["dim"] == 8
 
 
