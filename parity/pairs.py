@@ -104,6 +104,9 @@ def _conv(draw: DrawFn, regime: str) -> Configuration:
     padding = draw(st.tuples(*[st.integers(0, 2)] * 2))
     if disjoint and draw(st.integers(0, 3)):
         padding = (0, 0)
+    if regime == "scales":
+        # Windows that would be disjoint, but for the padding of one axis.
+        stride, padding = kernel, draw(st.sampled_from(((1, 0), (0, 1))))
     config: dict[str, Any] = {
         "in_chans": draw(st.integers(1, 3)),
         "out_chans": draw(st.integers(1, 4)),
