@@ -482,6 +482,24 @@ def function_problem(pair: Pair, case: Case) -> Problem:
     )
 
 
+def scores_problem(pair: Pair, case: Case) -> Problem:
+    """Compare the weights of queries and keys; ``shift`` moves the logits of a row."""
+    k = numbers(case, "x")
+    q = numbers(replace(case, seed=case.seed + 1), "x")
+    k[..., 0] = 1
+    q[..., 0, 0] = case.config["shift"]
+
+    def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
+        log2_e = load("vit_numpy.functional:LOG2_E")
+        e, total = pair.load_candidate()(inputs["q"] * log2_e, inputs["k"])
+        return {"out": e / total}, lambda cotangents: {}
+
+    def function(q: Tensor, k: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT, -1)
+
+    return Problem({"q": q, "k": k}, candidate, function, differentiate=False)
+
+
 def table_problem(pair: Pair, case: Case) -> Problem:
     """Compare two functions that compute a table from whole numbers, in float64."""
 

@@ -23,6 +23,7 @@ from parity.adapters import (
     module_problem,
     optimizer_problem,
     schedule_problem,
+    scores_problem,
     table_problem,
 )
 from parity.pair import Blind, LessAccurate, Pair
@@ -47,6 +48,12 @@ def _softmax(draw: DrawFn, regime: str) -> Configuration:
     # Of a single class the gradient is zero whatever goes in.
     config = {"dim": -1, "sign": draw(st.sampled_from((0, 1, -1)))}
     return config, _tokens(draw, regime, draw(st.integers(2, 17)))
+
+
+def _scores(draw: DrawFn, regime: str) -> Configuration:
+    # By less than the smallest float32, so that one row alone would vanish.
+    config = {"shift": draw(st.sampled_from((0, -200, 200)))}
+    return config, _tokens(draw, regime, draw(st.integers(2, 9)))
 
 
 def _elementwise(draw: DrawFn, regime: str) -> Configuration:
@@ -461,6 +468,15 @@ PAIRS: tuple[Pair, ...] = (
         reference="torch:softmax",
         draw=_softmax,
         problem=function_problem,
+        mirrored=False,
+    ),
+    Pair(
+        name="exp_scores",
+        candidate="vit_numpy.functional:exp_scores",
+        reference="torch:softmax",
+        draw=_scores,
+        problem=scores_problem,
+        regimes=("normal", "single"),
         mirrored=False,
     ),
     Pair(
