@@ -319,7 +319,7 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
 
     def groups(parameters: dict[str, Any]) -> Any:
         if not grouped:
-            return parameters.items()
+            return iter(parameters.items())
         return [
             {
                 "names": [name],
