@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -151,33 +151,36 @@ class Proof:
 
 def _draw(pair: Pair, count: int, seed: int) -> list[Case]:
     """Draw cases, the same number of each regime but for the remainder."""
-    drawn: list[list[Case]] = []
-    for number, regime in enumerate(pair.regimes):
-        each = -(-count // len(pair.regimes))
-        of_regime: list[Case] = []
-        keep = of_regime.append
-
-        @hypothesis.seed(seed * len(pair.regimes) + number)
-        @settings(
-            max_examples=each,
-            phases=(Phase.generate,),
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(draw_cases(pair.draw, regime))
-        def collect(case: Case, keep: Callable[[Case], None] = keep) -> None:
-            keep(case)
-
-        collect()
-        # Where there are few different cases, they are repeated with other numbers.
-        of_regime = [
-            replace(case, seed=case.seed + lap)
-            for lap in range(-(-each // len(of_regime)))
-            for case in of_regime
-        ]
-        drawn.append(of_regime[:each])
+    each = -(-count // len(pair.regimes))
+    drawn = [
+        _draw_regime(pair, regime, each, seed * len(pair.regimes) + number)
+        for number, regime in enumerate(pair.regimes)
+    ]
     return [case for row in zip(*drawn, strict=True) for case in row][:count]
+
+
+def _draw_regime(pair: Pair, regime: str, count: int, seed: int) -> list[Case]:
+    drawn: list[Case] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=count,
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(draw_cases(pair.draw, regime))
+    def collect(case: Case) -> None:
+        drawn.append(case)
+
+    collect()
+    # Where there are few different cases, they are repeated with other numbers.
+    return [
+        replace(case, seed=case.seed + lap)
+        for lap in range(-(-count // len(drawn)))
+        for case in drawn
+    ][:count]
 
 
 def _results(pair: Pair, case: Case) -> dict[str, NDArray[Any]] | str:
