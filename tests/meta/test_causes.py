@@ -594,10 +594,11 @@ def adam(
             p, (m, v) = blk.values, blk.state
             b1, b2 = self.betas[::-1] if swapped else self.betas
             t = 1 if stuck else self.steps
+            lr = self.lr * blk.lr_scale
             g = grad
             decoupled = self.decoupled != (decay == "other")
             if decoupled:
-                p *= 1 - blk.weight_decay * (1 if decay == "without lr" else self.lr)
+                p *= 1 - blk.weight_decay * (1 if decay == "without lr" else lr)
             else:
                 g = grad + blk.weight_decay * p
             m[...] = b1 * m + (1 - b1) * g
@@ -609,7 +610,7 @@ def adam(
                 root = (np.sqrt(v) + self.eps) / math.sqrt(second)
             else:
                 root = np.sqrt(v / second) + self.eps
-            p -= self.lr * m / first / root
+            p -= lr * m / first / root
 
         return wrong
 
@@ -636,6 +637,8 @@ defect("adamw", optim.Adam, "_update", "weight-decay-lr")(change)
 def decay_on_everything(original):
     def wrong(self, params, lr, weight_decay):
         groups = list(params)
+        if not isinstance(groups[0], dict):
+            return original(self, groups, lr, weight_decay)
         largest = max(group["weight_decay"] for group in groups)
         original(self, [g | {"weight_decay": largest} for g in groups], lr, 0.0)
 
