@@ -30,8 +30,8 @@ def test_wrong(parity):
 
 def run(folder: Path, *arguments: str) -> str:
     plugin = ["-p", "parity.pytest_plugin", "-p", "no:cacheprovider"]
-    # Alone, and once: an installed package brings the plugin by its entry point. And not
-    # as in CI, where pytest's last lines repeat the whole of a failure.
+    # Alone, and once: an installed package brings the plugin by its entry point. And
+    # not as in CI, where pytest's last lines repeat the whole of a failure.
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment.pop("CI", None)
     done = subprocess.run(
