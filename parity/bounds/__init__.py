@@ -84,9 +84,9 @@ References
    arithmetic", UCLA CSD-970002, 1997.
 """
 
+from parity.bounds.decompositions import NoRuleError
 from parity.bounds.measure import FACTOR, Quantity, Reference, reference
 from parity.bounds.rounding import (
-    NoRuleError,
     Operation,
     Rounding,
     accumulation,

@@ -22,6 +22,10 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 _TANH_CUBIC = 0.044715
 
 
+class NoRuleError(NotImplementedError):
+    """An operator whose rounding is unknown, named, with what to do about it."""
+
+
 def _native_layer_norm(
     x: Tensor,
     normalized_shape: Sequence[int],
@@ -175,7 +179,7 @@ def _vector_norm(
         return x.abs().sum(dims, keepdim=keepdim)
     if ord == math.inf:
         return x.abs().amax(dims, keepdim=keepdim)
-    raise NotImplementedError(
+    raise NoRuleError(
         f"the norm's order must be 1, 2 or inf to have a rounding rule, got {ord}; "
         "write it with abs, pow and sum"
     )

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from parity.bounds.rounding import NoRuleError, Rounding
+from parity.bounds.decompositions import NoRuleError
+from parity.bounds.rounding import Rounding
 
 FACTOR = 4.0
 """K: how many times the measured error scale a candidate may be off."""

@@ -14,12 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parity.bounds.decompositions import (
     DECOMPOSITIONS,
     Decomposition,
+    NoRuleError,
     borrowed_decomposition,
 )
-
-
-class NoRuleError(NotImplementedError):
-    """An operator whose rounding is unknown, named, with what to do about it."""
 
 
 class Operation(NamedTuple):

@@ -307,7 +307,7 @@ class Investigation:
                 continue
             try:
                 largest = max(largest, evidence.share(variant))
-            except (NotImplementedError, RuntimeError, TypeError):
+            except (RuntimeError, TypeError):
                 # No bound can be computed for it: the first comparison stands.
                 continue
             if largest > 1:
