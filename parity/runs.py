@@ -7,14 +7,11 @@ test asks, in one process or in several.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -25,6 +22,7 @@ from hypothesis.strategies import SearchStrategy
 from parity.checks import VISIBLE, Errors, Finding, Trial, judge, judge_pair
 from parity.pair import Pair
 from parity.strategies import Case, cases
+from parity.workers import in_processes
 
 if TYPE_CHECKING:
     from parity.causes import Explanation
@@ -363,6 +361,11 @@ def run_pairs(
         Processes; their number changes no result.
     progress : callable, optional
         Called with the number of cases that were judged since.
+
+    Raises
+    ------
+    ChildProcessError
+        If a worker is killed, as when the system needs memory.
     """
     tasks = [
         (pair, dtype, examples, seed)
@@ -376,40 +379,16 @@ def run_pairs(
             for pair, dtype, examples, seed in tasks
         ]
     results: dict[tuple[str, str], PairResult] = {}
-    # Spawned, as a process that has threads cannot be forked safely.
-    context = multiprocessing.get_context("spawn")
-    with _interrupts_held_back():
-        pool = context.Pool(min(workers, len(tasks)))
-    with pool:
-        # The largest pairs stand last in the table; started first they do not trail.
-        for result in pool.imap_unordered(_task, reversed(tasks)):
-            results[result.pair, result.dtype] = result
-            progress(examples)
+    # The largest pairs stand last in the table; started first they do not trail.
+    for result in in_processes(_task, tasks[::-1], workers):
+        results[result.pair, result.dtype] = result
+        progress(examples)
     return [results[pair.name, dtype] for pair, dtype, _, _ in tasks]
 
 
 def _task(task: tuple[Pair, str, int, int]) -> PairResult:
     pair, dtype, examples, seed = task
     return run_pair(pair, dtype, examples=examples, seed=seed)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Start processes that leave Ctrl-C to this one, which gets it afterwards.
-
-    They inherit the signal as blocked, and so have not a moment in which they would
-    print a traceback of their own.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # It unblocks the signal when it is started, in the middle of a pool.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Mismatch(Exception):

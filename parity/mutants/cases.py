@@ -7,8 +7,6 @@ runs, so that a mutant is judged only on the cases that run it.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from parity.mutants.tree import PACKAGE, Tree
 from parity.pair import Pair
 from parity.runs import EXAMPLES, PairResult, run_pair
 from parity.strategies import Case
+from parity.workers import in_processes
 
 Lines = frozenset[tuple[str, int]]
 
@@ -118,6 +117,8 @@ def prepare(
     ------
     ValueError
         If the package as it is fails a check: mutants then prove nothing.
+    ChildProcessError
+        If a worker is killed, as when the system needs memory.
     """
     global _tree
     _tree = tree
@@ -128,18 +129,16 @@ def prepare(
     ]
     prepared: list[Prepared] = []
     # Forked, so that the tree is there and nothing of the package is imported here.
-    context = multiprocessing.get_context("fork")
-    with context.Pool(workers, _ignore_interrupts) as pool:
-        for result, cases in pool.imap_unordered(_prepare_pair, tasks):
-            if result.failures:
-                finding = result.failures[0].finding
-                raise ValueError(
-                    f"{PACKAGE} must pass before it is mutated, but {result.pair} "
-                    f"fails {finding.check} {finding.tensor} in {result.dtype}; see "
-                    f"parity check --layer {result.pair}"
-                )
-            prepared += cases
-            progress(len(cases))
+    for result, cases in in_processes(_prepare_pair, tasks, workers, "fork"):
+        if result.failures:
+            finding = result.failures[0].finding
+            raise ValueError(
+                f"{PACKAGE} must pass before it is mutated, but {result.pair} "
+                f"fails {finding.check} {finding.tensor} in {result.dtype}; see "
+                f"parity check --layer {result.pair}"
+            )
+        prepared += cases
+        progress(len(cases))
     return prepared
 
 
@@ -174,7 +173,3 @@ def _prepare_pair(
     finally:
         watch.stop()
     return result, prepared
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

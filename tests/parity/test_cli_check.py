@@ -1,10 +1,8 @@
 """The command line: what it prints, writes and returns."""
 
 import json
-import multiprocessing
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +13,6 @@ from parity import pairs
 from parity.adapters import module_problem
 from parity.cli import COMMANDS, main
 from parity.files import write_text
-from parity.runs import _interrupts_held_back
 
 
 def run(capsys, *arguments):
@@ -217,12 +214,3 @@ def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_text(file, "second")
     assert file.read_text() == "first"
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_workers_leave_interrupts_to_their_parent():
-    with _interrupts_held_back():
-        pool = multiprocessing.get_context("spawn").Pool(1)
-    with pool:
-        blocked = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ()))
-    assert signal.SIGINT in blocked
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
