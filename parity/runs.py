@@ -21,7 +21,7 @@ from hypothesis.strategies import SearchStrategy
 
 from parity.checks import VISIBLE, Errors, Finding, Trial, judge, judge_pair
 from parity.pair import Pair
-from parity.strategies import Case, cases
+from parity.strategies import Case, cases, drawn_by_seed_alone
 from parity.workers import in_processes
 
 if TYPE_CHECKING:
@@ -441,7 +441,8 @@ class _Exploration:
             self._judge(case)
 
         try:
-            explore()
+            with drawn_by_seed_alone():
+                explore()
         except _Mismatch:
             return self.failing
         return None

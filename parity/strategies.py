@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import DrawFn, SearchStrategy
 from numpy.typing import NDArray
 
@@ -150,6 +153,27 @@ def laid_out(x: Array, layout: str) -> Array:
 
 Configuration = tuple[dict[str, Any], dict[str, Shape]]
 DrawConfiguration = Callable[[DrawFn, str], Configuration]
+
+
+@contextmanager
+def drawn_by_seed_alone() -> Iterator[None]:
+    """Keep Hypothesis to its seed, so that the same one draws the same cases.
+
+    Now and then it draws a number that stands in the source of a module that happens to
+    be loaded: the cases would depend on the process, and on any edit.
+    """
+    # There is no setting for it; a version that names it otherwise draws as it likes.
+    if not hasattr(providers, "_get_local_constants"):
+        yield
+        return
+    none = type(providers._local_constants)
+    with patch.object(providers, "_get_local_constants", none):
+        # What may be drawn is kept from one test to the next.
+        providers.CONSTANTS_CACHE.cache.clear()
+        try:
+            yield
+        finally:
+            providers.CONSTANTS_CACHE.cache.clear()
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -383,3 +384,24 @@ def test_ambiguous_branches_are_drawn_again():
     assert result.ambiguous > 0
     assert result.examples == 14
     assert result.failures == []
+
+
+def test_cases_depend_on_the_seed_alone(tmp_path, monkeypatch):
+    """Hypothesis would draw numbers that stand in whatever module is loaded."""
+
+    def drawn():
+        found = []
+        run_pair(
+            LINEAR,
+            "float64",
+            examples=140,
+            observe=lambda trial: found.append(trial.case),
+        )
+        return found
+
+    before = drawn()
+    numbers = ", ".join(map(str, range(10_000, 10_900)))
+    (tmp_path / "many_numbers.py").write_text(f"NUMBERS = [{numbers}]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_module("many_numbers")
+    assert drawn() == before
