@@ -27,7 +27,7 @@ def situations(trial: Trial) -> Iterator[Situation]:
     config = trial.case.config
     for detail, other in _other_options(config):
         yield "configuration", detail, partial(_rebuilt, _with(trial, other))
-    if "warmup" in config:
+    if trial.case.shapes.keys() == {"step"}:
         for cause, detail, read in _SCHEDULES:
             yield cause, detail, partial(read, trial)
     if "max_norm" in config:
@@ -82,10 +82,7 @@ def _at_step(trial: Trial, shift: int, step: Tensor) -> Any:
 
 def _zero_start(trial: Trial, step: Tensor) -> Any:
     factor = trial.problem.function(step=step)
-    warmup = trial.case.config["warmup"]
-    if not warmup:
-        return factor
-    return torch.where(step < warmup, factor * step / (step + 1), factor)
+    return torch.where(step < _warmup(trial), factor * step / (step + 1), factor)
 
 
 def _late_start(trial: Trial, step: Tensor) -> Any:
@@ -94,10 +91,17 @@ def _late_start(trial: Trial, step: Tensor) -> Any:
 
 def _whole_length(trial: Trial, step: Tensor) -> Any:
     """Decay over all steps, the warm-up's too."""
+    if not _warmup(trial):
+        return trial.problem.function(step=step)
     other = _with(trial, {**trial.case.config, "warmup": 0})
     factor = trial.problem.function(step=step)
     decayed = other.problem.function(step=step)
-    return torch.where(step < trial.case.config["warmup"], factor, decayed)
+    return torch.where(step < _warmup(trial), factor, decayed)
+
+
+def _warmup(trial: Trial) -> int:
+    """Return the steps of warm-up, of which a case of the defaults says nothing."""
+    return int(trial.case.config.get("warmup", 0))
 
 
 def _late(trial: Trial, step: Tensor) -> Any:
