@@ -21,11 +21,17 @@ PACKAGES = ("vit_numpy", "vit_torch", "parity")
 TWINS = ("vit_numpy", "vit_torch")
 
 IDENTICAL = ("config.py", "draws.py", "schedule.py")
-NUMPY_ONLY = {"module.py", "functional.py", "parallel.py", "allocator.py"}
+NUMPY_ONLY = {
+    "module.py",
+    "functional.py",
+    "parallel.py",
+    "allocator.py",
+    "workers.py",
+}
 TORCH_ONLY = {"_torchvision.py"}
 TORCH_KEYWORDS = {"device", "compile", "amp", "fused"}
-NUMPY_KEYWORDS = {"grads", "consume"}
-NUMPY_METHODS = {"backward", "shard"}
+NUMPY_KEYWORDS = {"grads", "consume", "processes"}
+NUMPY_METHODS = {"backward", "shard", "close"}
 # Base classes and helpers in the place of what torch has built in, or lacks.
 NUMPY_NAMES = {
     "Loss",

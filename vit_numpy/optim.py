@@ -9,6 +9,7 @@ import numpy as np
 from vit_numpy import parallel
 from vit_numpy.config import check_number, check_positive, unknown
 from vit_numpy.module import Array, Grads, Module
+from vit_numpy.workers import shared_empty
 
 # Elements updated at a time: a block of the parameters, their gradient, both moments
 # and the scratch space stay in a core's second-level cache over all the passes.
@@ -123,12 +124,19 @@ def lies_in(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
-def flatten_parameters(model: Module) -> Array:
+def flatten_parameters(model: Module, shared: bool = False) -> Array:
     """Move all parameters into one flat buffer, of which they become views.
 
     An optimizer made afterwards updates the buffer in few long passes rather than
     parameter by parameter. Values, names and shapes stay as they are; `Module.to` makes
     separate arrays again, so convert first.
+
+    Parameters
+    ----------
+    model : Module
+    shared : bool, default False
+        Whether the buffer is in memory that processes forked later share, as those of a
+        `Trainer` do.
 
     Returns
     -------
@@ -150,7 +158,8 @@ def flatten_parameters(model: Module) -> Array:
         )
     named.sort(key=lambda item: not decays(*item))
     (dtype,) = dtypes
-    flat = np.empty(sum(param.size for _, param in named), dtype)
+    size = sum(param.size for _, param in named)
+    flat = shared_empty(size, dtype) if shared else np.empty(size, dtype)
     owners = dict(model.named_modules())
     start = 0
     for name, param in named:

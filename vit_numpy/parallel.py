@@ -39,6 +39,7 @@ def _available_cores() -> int:
 
 
 _num_threads = _available_cores()
+_pools: list[ThreadPoolExecutor] = []
 
 
 def get_num_threads() -> int:
@@ -65,7 +66,16 @@ def set_num_threads(threads: int) -> None:
 @cache
 def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     """Return the threads beside the caller's; a forked process makes its own."""
-    return ThreadPoolExecutor(workers, thread_name_prefix=f"vit_numpy-{process}")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"vit_numpy-{process}")
+    _pools.append(pool)
+    return pool
+
+
+def end_threads() -> None:
+    """End the threads that wait for work; the next work starts new ones."""
+    _pool.cache_clear()
+    while _pools:
+        _pools.pop().shutdown()
 
 
 @cache
@@ -182,6 +192,8 @@ class PairwiseSum:
         Their number.
     names : iterable of str
         What is added up; other arrays that are handed in are let go.
+    hand_on : callable, optional
+        Gets each name and sum as it is complete; it is not kept here then.
 
     Attributes
     ----------
@@ -191,11 +203,17 @@ class PairwiseSum:
         Their Euclidean norms, taken while they are still in the cache.
     """
 
-    def __init__(self, shards: int, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        shards: int,
+        names: Iterable[str],
+        hand_on: Callable[[str, Array], object] | None = None,
+    ) -> None:
         # In the order of `names`, whichever is complete first.
         self.totals: dict[str, Array] = dict.fromkeys(names, np.empty(0))
         self.norms: dict[str, np.floating[Any]] = dict.fromkeys(self.totals, _ZERO)
         self._shards = shards
+        self._hand_on = hand_on or self._keep
         self._waiting: dict[tuple[str, int, int], Array] = {}
         self._lock = Lock()
 
@@ -214,8 +232,12 @@ class PairwiseSum:
                 continue
             total = self._climb(shard, name, array)
             if total is not None:
-                self.totals[name] = total
-                self.norms[name] = np.sqrt(np.vdot(total, total))
+                self._hand_on(name, total)
+
+    def _keep(self, name: str, total: Array) -> None:
+        """Keep a sum, and its norm."""
+        self.totals[name] = total
+        self.norms[name] = np.sqrt(np.vdot(total, total))
 
     def _climb(self, place: int, name: str, array: Array) -> Array | None:
         """Add up pairs while the other term is there; return what is the total."""

@@ -1,7 +1,7 @@
 """Training a Vision Transformer, one step at a time, and evaluating it."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -14,9 +14,10 @@ from vit_numpy.layers.dropout import Dropout, MaskSource
 from vit_numpy.loss import CrossEntropy, Loss
 from vit_numpy.masks import KeyedMasks
 from vit_numpy.model import VisionTransformer
-from vit_numpy.module import Array, no_grad
+from vit_numpy.module import Array, Grads, no_grad
 from vit_numpy.optim import Optimizer, clip_grad_norm, combined_norm, layer_of
 from vit_numpy.schedule import Schedule
+from vit_numpy.workers import Unchanged, Workers, is_shared
 
 # A shard pays for being handed to a thread from about this many multiplications on,
 # and more than two pay while each has so many rows: with fewer, the products run at a
@@ -68,6 +69,19 @@ class _Shard(NamedTuple):
     correct: int
 
 
+class _Task(NamedTuple):
+    """What a process needs to know of a step, beside the arrays.
+
+    `spans` are its shards; `first` is the place in the batch of the arrays' first row.
+    """
+
+    spans: Sequence[tuple[int, int]]
+    first: int
+    batch_size: int
+    masks: StepMasks | None
+    loss: Loss
+
+
 class Trainer:
     """Trains a model: forward, backward, clipping, update.
 
@@ -90,6 +104,11 @@ class Trainer:
         memory is needed; their gradients add up to that of the batch.
     ema : EMA, optional
         An average of the model's parameters, updated after each step.
+    processes : int, at least 1, default 1
+        Processes that share the work of a step, this one included; with 1, threads of
+        this process do. More pay for models of up to a few million parameters, which
+        must lie in shared memory before the optimizer is made:
+        ``flatten_parameters(model, shared=True)``. Powers of two are used up.
 
     Attributes
     ----------
@@ -101,13 +120,22 @@ class Trainer:
     Raises
     ------
     TypeError, ValueError
-        If `clip_norm` is not above 0, `seed` is below 0 or `accumulate` below 1.
+        If `clip_norm` is not above 0, `seed` is below 0, or `accumulate` or `processes`
+        below 1; if there are several processes, and the parameters are not in shared
+        memory or the system cannot fork.
 
     Notes
     -----
     The batch is cut into shards (`num_shards`), which threads work through, and whose
     gradients are summed in fixed pairs as they come (`parallel.PairwiseSum`): the
     result is the same, bit for bit, for any number of threads.
+
+    It is so for any number of processes too (`workers.Workers`): each works through
+    neighbouring shards that the pairs join, so that only sums are exchanged. Processes
+    are made here, and end with `close`, at the end of a ``with`` block, or when the
+    trainer is let go; steps after `close` are made by threads, as they are once a
+    worker has died or a step was interrupted. The model must stay as it is meanwhile,
+    but for its parameters' values.
     """
 
     def __init__(
@@ -120,11 +148,13 @@ class Trainer:
         seed: int = 0,
         accumulate: int = 1,
         ema: EMA | None = None,
+        processes: int = 1,
     ) -> None:
         if clip_norm is not None:
             check_positive("clip_norm", clip_norm)
         check_int("seed", seed, 0)
         check_int("accumulate", accumulate, 1)
+        check_int("processes", processes, 1)
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule or Schedule()
@@ -140,6 +170,35 @@ class Trainer:
         self._names = [n for n, _ in model.named_parameters() if n in trained]
         depth = model.config.depth
         self._first_layer = min(layer_of(name, depth) for name in self._names)
+        self._workers: Workers | None = None
+        if processes > 1:
+            params = dict(model.named_parameters())
+            if not all(is_shared(param) for param in params.values()):
+                raise ValueError(
+                    f"processes={processes} needs parameters in shared memory; call "
+                    "flatten_parameters(model, shared=True) before making the optimizer"
+                )
+            shapes = {name: params[name].shape for name in self._names}
+            self._unchanged = Unchanged(model)
+            self._workers = Workers(
+                partial(_work_through, model, self._names, self._first_layer),
+                shapes,
+                params[self._names[0]].dtype,
+                processes - 1,
+            )
+
+    def close(self) -> None:
+        """End the processes, if there are any; steps are then made by threads."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def __enter__(self) -> Self:
+        """Return the trainer; the end of the ``with`` block closes it."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
 
     def step(self, images: Array, labels: NDArray[Any]) -> StepResult:
         """Learn from one batch: images (B, C, H, W), targets as the loss takes them.
@@ -151,6 +210,10 @@ class Trainer:
             of the step before.
         TypeError, ValueError
             As the model's forward and the loss.
+        ChildProcessError
+            If one of several processes has died. No step is made then.
+        RuntimeError
+            If there are several, and the model is no longer the one that they have.
         """
         batch_size = len(images)
         if len(labels) != batch_size:
@@ -158,7 +221,7 @@ class Trainer:
                 "labels must be as many as images, "
                 f"got {len(labels)} labels, {batch_size} images"
             )
-        model, loss = self.model, self.loss
+        model = self.model
         masks = None if self.masks is None else self.masks.at(self.steps)
         self.optimizer.lr = self.base_lr * self.schedule.factor(self.steps)
 
@@ -166,31 +229,14 @@ class Trainer:
         parts = min(self.accumulate, max(batch_size, 1))
         shards = parts * num_shards(model.config, batch_size // parts)
         spans = parallel.split(batch_size, shards)
-        total_grads = parallel.PairwiseSum(len(spans), self._names)
-
-        def work(index: int) -> _Shard:
-            span = spans[index]
-            part = slice(*span)
-            shard_masks = None if masks is None else masks.shard(*span)
-            logits, cache = model.forward(images[part], shard_masks)
-            if cache is None:
-                raise ValueError("a training step must not run under no_grad()")
-            value, c_loss = loss.forward(logits, labels[part], batch_size)
-            correct = count_correct(logits, labels[part])
-            dlogits = loss.backward(c_loss)
-            model.backward(
-                dlogits,
-                cache,
-                consume=True,
-                input_grad=False,
-                first_layer=self._first_layer,
-                sink=partial(total_grads.add, index),
-            )
-            return _Shard(value, correct)
+        task = _Task(spans, 0, batch_size, masks, self.loss)
 
         # What is not finite is looked for below, and named.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            total = parallel.fold(work, range(len(spans)), _add)
+            if _are_arrays(images, labels) and self._workers and len(spans) > 1:
+                total, total_grads = self._by_processes(task, images, labels)
+            else:
+                total, total_grads = self._by_threads(task, images, labels)
             grads = total_grads.totals
             norm = combined_norm(total_grads.norms.values())
         if not np.isfinite(total.loss):
@@ -215,6 +261,53 @@ class Trainer:
             float(norm),
             self.optimizer.lr,
         )
+
+    def _by_threads(
+        self, task: _Task, images: Array, labels: NDArray[Any]
+    ) -> tuple[_Shard, parallel.PairwiseSum]:
+        """Work through all shards in this process."""
+        sums = parallel.PairwiseSum(len(task.spans), self._names)
+
+        def work(index: int) -> _Shard:
+            return _run_shard(
+                self.model,
+                task,
+                task.spans[index],
+                images,
+                labels,
+                self._first_layer,
+                partial(sums.add, index),
+            )
+
+        return parallel.fold(work, range(len(task.spans)), _add), sums
+
+    def _by_processes(
+        self, task: _Task, images: Array, labels: NDArray[Any]
+    ) -> tuple[_Shard, parallel.PairwiseSum]:
+        """Work through the first group of shards here, through the others there."""
+        workers = self._workers
+        if workers is None or workers.closed:
+            return self._by_threads(task, images, labels)
+        self._unchanged.check(self.model)
+        own, *others = _groups(task.spans, 1 + len(workers.outputs))
+        first = others[0][0][0]
+        tasks = [task._replace(spans=spans, first=first) for spans in others]
+        workers.start(tasks, [images[first:], labels[first:]])
+        sums = parallel.PairwiseSum(1 + len(others), self._names)
+        with parallel.one_blas_thread():
+            parts = _work_through(
+                self.model,
+                self._names,
+                self._first_layer,
+                task._replace(spans=own),
+                (images, labels),
+                lambda name, grad: sums.add(0, {name: grad}),
+            )
+        for result in workers.finish():
+            parts += result
+        for i in range(len(others)):
+            sums.add(1 + i, workers.outputs[i])
+        return reduce(_add, parts), sums
 
     def _fail(self, what: str, value: float, tensors: Mapping[str, Array]) -> None:
         """Raise the error of a step that is not finite."""
@@ -340,6 +433,75 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
     return (
         f"{what} is {value} at step {trainer.steps}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
+    )
+
+
+def _run_shard(
+    model: VisionTransformer,
+    task: _Task,
+    span: tuple[int, int],
+    images: Array,
+    labels: NDArray[Any],
+    first_layer: int,
+    sink: Callable[[Grads], object],
+) -> _Shard:
+    """Run forward and backward for a part of the batch; gradients go to the sink."""
+    part = slice(span[0] - task.first, span[1] - task.first)
+    masks = None if task.masks is None else task.masks.shard(*span)
+    logits, cache = model.forward(images[part], masks)
+    if cache is None:
+        raise ValueError("a training step must not run under no_grad()")
+    value, c_loss = task.loss.forward(logits, labels[part], task.batch_size)
+    correct = count_correct(logits, labels[part])
+    model.backward(
+        task.loss.backward(c_loss),
+        cache,
+        consume=True,
+        input_grad=False,
+        first_layer=first_layer,
+        sink=sink,
+    )
+    return _Shard(value, correct)
+
+
+def _work_through(
+    model: VisionTransformer,
+    names: Sequence[str],
+    first_layer: int,
+    task: _Task,
+    arrays: Sequence[NDArray[Any]],
+    hand_on: Callable[[str, Array], object],
+) -> list[_Shard]:
+    """Run a process's shards one after the other; hand on the sums of gradients."""
+    images, labels = arrays
+    sums = parallel.PairwiseSum(len(task.spans), names, hand_on)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return [
+            _run_shard(
+                model, task, span, images, labels, first_layer, partial(sums.add, i)
+            )
+            for i, span in enumerate(task.spans)
+        ]
+
+
+def _groups(
+    spans: Sequence[tuple[int, int]], processes: int
+) -> list[Sequence[tuple[int, int]]]:
+    """Return the shards of each process: as many neighbours as a power of two.
+
+    Those are what the fixed pairs add up to one sum before others are added to it.
+    """
+    size = 1
+    while len(spans) > size * processes:
+        size *= 2
+    return [spans[i : i + size] for i in range(0, len(spans), size)]
+
+
+def _are_arrays(images: Array, labels: NDArray[Any]) -> bool:
+    """Tell whether both can be copied to processes; what cannot is an error anyway."""
+    return all(
+        isinstance(array, np.ndarray) and not array.dtype.hasobject
+        for array in (images, labels)
     )
 
 
