@@ -7,6 +7,7 @@ name and returns outputs by name with their vjp.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -149,15 +150,17 @@ def _function(
             return _outputs(out), lambda cotangents: signature.named(
                 pullback(_upstream(cotangents))
             )
-        return _outputs(result), _no_backward
+        backend = _backend(result)
+        return _outputs(result), lambda cotangents: _no_backward(backend)
 
     return candidate
 
 
-def _no_backward(cotangents: Arrays) -> Arrays:
+def _no_backward(backend: str) -> Arrays:
+    own = "" if backend == "numpy" else f'backend="{backend}", '
     raise TypeError(
-        "the candidate has no backward; give backward=, return (y, vjp), or compare "
-        "outputs alone with differentiate=False"
+        f"the candidate has no backward; give {own}backward=, return (y, vjp), or "
+        "compare outputs alone with differentiate=False"
     )
 
 
@@ -279,20 +282,34 @@ def _sequence(result: Any) -> dict[str, Any]:
 
 
 def _jax(function: Callable[..., Any], signature: Signature) -> Candidate:
-    """Run a JAX function with its vjp."""
+    """Run a JAX function with its vjp, jitted or not, in the dtype of its inputs."""
     import jax
 
     def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
         given, parameters = _split(inputs, signature)
-        out, pullback = jax.vjp(function, *given, *parameters.values())
+        # By default JAX takes float64 for float32; what the user set stays otherwise.
+        wide = any(np.asarray(x).dtype == np.float64 for x in inputs.values())
+
+        def precision() -> AbstractContextManager[Any]:
+            return jax.enable_x64(True) if wide else nullcontext()
+
+        with precision():
+            out, pullback = jax.vjp(function, *given, *parameters.values())
+        outputs = _outputs(out)
 
         def vjp(cotangents: Arrays) -> Arrays:
-            upstream: Any = _upstream(cotangents)
-            if isinstance(out, Mapping):
-                upstream = dict(cotangents)
-            gradients = signature.named(pullback(upstream))
-            return {n: g for n, g in gradients.items() if n in signature.differentiated}
+            # A pullback refuses any dtype but its output's, which may be the mistake.
+            sent = {n: dy.astype(outputs[n].dtype) for n, dy in cotangents.items()}
+            named = isinstance(out, Mapping)
+            with precision():
+                gradients = pullback(sent if named else _upstream(sent))
+            # Those of integers are of a type of their own.
+            return {
+                name: gradient
+                for name, gradient in signature.named(gradients).items()
+                if name in signature.differentiated
+            }
 
-        return _outputs(out), vjp
+        return outputs, vjp
 
     return candidate

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,13 +118,22 @@ def test_a_module_as_reference_lends_its_parameters() -> None:
 
 
 def test_jax_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its vjp is asked for through the public function alone."""
+    """Its vjp is asked for through public functions alone; test_jax.py has the rest."""
+    asked = []
 
     def vjp(function, *primals):
         return function(*primals), lambda dy: scale_backward(dy, *primals)
 
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(vjp=vjp))
+    def enable_x64(value):
+        asked.append(value)
+        return nullcontext()
+
+    fake = SimpleNamespace(vjp=vjp, enable_x64=enable_x64)
+    monkeypatch.setitem(sys.modules, "jax", fake)
     assert_parity(scale, scale, **SHAPES, backend="jax", dtype="float32")
+    assert asked == []
+    assert_parity(scale, scale, **SHAPES, backend="jax", dtype="float64")
+    assert set(asked) == {True}
 
 
 def test_inputs_as_given_and_integers() -> None:
