@@ -213,7 +213,8 @@ class PairwiseSum:
         self.totals: dict[str, Array] = dict.fromkeys(names, np.empty(0))
         self.norms: dict[str, np.floating[Any]] = dict.fromkeys(self.totals, _ZERO)
         self._shards = shards
-        self._hand_on = hand_on or self._keep
+        # Not `or self._keep`: an object that holds its own method is freed late.
+        self._hand_on = hand_on
         self._waiting: dict[tuple[str, int, int], Array] = {}
         self._lock = Lock()
 
@@ -231,7 +232,11 @@ class PairwiseSum:
             if name not in self.totals:
                 continue
             total = self._climb(shard, name, array)
-            if total is not None:
+            if total is None:
+                continue
+            if self._hand_on is None:
+                self._keep(name, total)
+            else:
                 self._hand_on(name, total)
 
     def _keep(self, name: str, total: Array) -> None:
