@@ -73,7 +73,7 @@ def largest(one: Any, other: Any, bound: Any) -> float:
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     if not one.size:
         return 0.0
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         share = np.abs(one - other) / bound
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     return float(np.where(same, 0.0, np.nan_to_num(share, nan=np.inf)).max())

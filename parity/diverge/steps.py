@@ -11,6 +11,7 @@ on both sides, so what is named is where a difference arises, not where it arriv
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,10 +33,18 @@ from parity.diverge.compare import (
 )
 from parity.diverge.networks import Network, NumpyNetwork, TorchNetwork
 from parity.diverge.scale import COARSE, Scales, coarse_scale, largest, unit_roundoff
-from parity.diverge.trace import Arrays
+from parity.diverge.trace import LOGITS, Arrays
 from vit_numpy.masks import KeyedMasks
 
 State = Mapping[str, Any]
+
+# Roundings one after the other: of a clipped gradient, the sum, the quotient and the
+# product; from a gradient to Adam's step, the longest, of the first moment the product,
+# the sum and the correction, of the second's root half of as many, its sum with eps,
+# the quotient and the product with the rate. They add like independent errors: by the
+# root of their number, as in `parity.bounds`; three are few enough to add up.
+_CLIPPING_ROUNDINGS = 3
+_STEP_ROUNDINGS = 8
 
 
 class Run(Protocol):
@@ -153,7 +162,8 @@ class _Step:
         for row in self._reported(after[0][0], after[1][0], scales):
             if not row.agrees:
                 return Place("", row.tensor, STEP, row)
-        for row in self._clipped(after[0][1], after[1][1], scales):
+        norms = after[0][0].grad_norm, after[1][0].grad_norm
+        for row in self._clipped(after[0][1], after[1][1], scales, norms):
             if not row.agrees:
                 return Place(_layer(row.name), row.tensor, STEP, row)
         rows = list(self._updated(after[0][1]))
@@ -241,37 +251,63 @@ class _Step:
 
     def _reported(self, ours: Any, theirs: Any, scales: Scales) -> Iterator[Row]:
         """Compare what the trainers say of the whole step."""
-        unit = unit_roundoff(self.dtype)
-        # The loss is a mean over images of numbers that were found to agree.
-        slack = {
-            "loss": 64 * unit * max(1.0, abs(theirs.loss)),
-            "lr": 4 * unit * abs(theirs.lr),
-            "grad_norm": self._norm_bound(scales) + 64 * unit * theirs.grad_norm,
+        bounds = {
+            "loss": self._loss_bound(scales),
+            # Of Python's own floats by one file, whose copies are the same: no rounding
+            # of this step is in it.
+            "lr": np.zeros(()),
+            "grad_norm": self._norm_bound(scales),
         }
-        for name, bound in slack.items():
+        for name, bound in bounds.items():
             one, other = getattr(ours, name), getattr(theirs, name)
-            yield _row(STEP, name, one, other, np.asarray(bound))
+            yield _row(STEP, name, one, other, bound)
 
-    def _norm_bound(self, scales: Scales) -> float:
-        """Return how far the norm of all gradients may be off: by the errors' norm."""
-        parts = scales.scales[PARAMETERS]
+    def _loss_bound(self, scales: Scales) -> NDArray[Any]:
+        """Return how far the losses may be apart, by their logits and by themselves.
+
+        Logits that are off by their bound move the loss by the sum of that times its
+        gradient, to first order; the loss of equal logits has a bound of its own.
+        """
+        logits = scales.values[FORWARD][LOGITS]
+        wide, dlogits = self._loss(self.b, logits)
+        narrow = self._loss(self.b, logits.astype(np.float32))[0]
+        moved = np.abs(dlogits) * 2 * FACTOR * scales.scales[FORWARD][LOGITS]
+        return np.asarray(self._bound(narrow, wide) + moved.sum())
+
+    def _norm_bound(self, scales: Scales) -> NDArray[Any]:
+        """Return how far the norms of all gradients may be apart.
+
+        A vector that is off has a norm that is off by the error's norm at most; the
+        norm of equal gradients has a bound of its own.
+        """
+        values = scales.values[PARAMETERS]
         squares = (
-            np.square(scale).max() * scales.values[PARAMETERS][name].size
-            for name, scale in parts.items()
+            np.square(scale).max() * values[name].size
+            for name, scale in scales.scales[PARAMETERS].items()
         )
-        return 2 * FACTOR * float(np.sqrt(sum(squares)))
+        moved = 2 * FACTOR * float(np.sqrt(sum(squares)))
+        wide = _norm(values)
+        narrow = _norm({name: x.astype(np.float32) for name, x in values.items()})
+        return np.asarray(self._bound(narrow, wide) + moved)
 
-    def _clipped(self, ours: Arrays, theirs: Arrays, scales: Scales) -> Iterator[Row]:
-        """Compare the gradients that reach the optimizers, summed and clipped."""
+    def _clipped(
+        self, ours: Arrays, theirs: Arrays, scales: Scales, norms: tuple[float, float]
+    ) -> Iterator[Row]:
+        """Compare the gradients that reach the optimizers, summed and clipped.
+
+        Where they are clipped, by max_norm / (norm + 1e-6), all numbers become smaller
+        by one factor, errors too; the factor's own error is what the norms, found to
+        agree, are apart, and a rounding each of the sum, the quotient and the product.
+        """
         unit = unit_roundoff(self.dtype)
+        apart = abs(norms[0] - norms[1]) / (max(norms) or 1.0)
         for name, theirs_now in theirs.items():
-            value = scales.values[PARAMETERS][name]
-            size = float(np.abs(value).max()) or 1.0
-            # Clipping makes all numbers smaller by one factor, errors too.
-            factor = min(1.0, float(np.abs(theirs_now).max()) / size)
+            size = float(np.abs(scales.values[PARAMETERS][name]).max()) or 1.0
+            largest_now = float(np.abs(theirs_now).max())
+            factor = min(1.0, largest_now / size)
             scale = scales.scales[PARAMETERS][name] * factor
-            scale = scale + 8 * unit * float(np.abs(theirs_now).max())
-            bound = 2 * FACTOR * scale
+            bound = 2 * FACTOR * (scale + _CLIPPING_ROUNDINGS * unit * largest_now)
+            bound = bound + apart * largest_now
             yield _row(STEP, f"d {name}", ours[name], theirs_now, bound)
 
     def _updated(self, gradients: Arrays) -> Iterator[Row]:
@@ -287,11 +323,10 @@ class _Step:
             if name in self.before["model"]
         }
         for name in theirs:
+            # Where the step takes a parameter to near zero, its rounding is the larger.
+            step = unit_roundoff(self.dtype) * moves.get(name, 0.0)
             bound = self._bound(narrow[name], wide[name])
-            # A step that is larger than the parameter has the larger rounding error.
-            bound = bound + 8 * FACTOR * unit_roundoff(self.dtype) * moves.get(
-                name, 0.0
-            )
+            bound = bound + 2 * FACTOR * math.sqrt(_STEP_ROUNDINGS) * step
             yield _row(UPDATE, name, ours[name], theirs[name], bound)
 
     def _replayed(self, gradients: Arrays, dtype: str) -> Arrays:
@@ -319,6 +354,12 @@ class _Step:
 
 def _moments(state: State) -> dict[str, Any]:
     return {n: x for n, x in state["optimizer"].items() if n != "step"}
+
+
+def _norm(gradients: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the norm of all gradients taken as one vector, in their dtype."""
+    each = [np.sqrt(np.vdot(x, x)) for x in gradients.values()]
+    return np.sqrt(np.vdot(each, each))
 
 
 def _network_of(run: Run) -> Network:
