@@ -1,6 +1,7 @@
 """Optimizers that update parameters in place: SGD, Adam, AdamW."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -189,7 +190,7 @@ class _Block(NamedTuple):
     lr_scale: float
 
 
-class Optimizer:
+class Optimizer(ABC):
     """What the optimizers share: named parameters, blocks of them, and saved state.
 
     Subclasses name the arrays they keep per parameter, and define how a block is
@@ -241,9 +242,9 @@ class Optimizer:
 
         parallel.share_out(update, len(blocks))
 
+    @abstractmethod
     def _update(self, block: _Block, grad: Array, scratch: Array) -> None:
         """Update one block; `grad` is read only, `scratch` free to write to."""
-        raise NotImplementedError
 
     def _cut(self, group: ParamGroup) -> Iterator[_Block]:
         """Yield a group's parameters in blocks, over all that are neighbours."""

@@ -123,3 +123,8 @@ def test_a_name_given_twice_is_refused():
     w = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match="'w' twice"):
         SGD([("w", w), ("w", w.copy())], 0.1)
+
+
+def test_an_optimizer_must_say_how_it_updates():
+    with pytest.raises(TypeError, match="_update"):
+        optim.Optimizer([("a", np.zeros(2))], lr=0.1, weight_decay=0.0)
