@@ -15,10 +15,16 @@ POSITIONS = ("learned", "sincos1d", "sincos2d", "none")
 POOLINGS = ("token", "mean", "map", "flatten")
 FINAL_NORMS = ("before", "after", "none")
 
+# Far above any network that is trained: what exceeds it is a slip, which is better told
+# here than by an allocator.
+LARGEST = 2**24
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViTConfig:
     """What a `VisionTransformer` is made of; every combination that passes is built.
+
+    No size, count or number of tokens may exceed 2²⁴ = 16777216.
 
     Parameters
     ----------
@@ -118,8 +124,8 @@ class ViTConfig:
             height, width = size
         else:
             height = width = size
-        check_int("image_size", height, 1)
-        check_int("image_size", width, 1)
+        check_int("image_size", height, 1, LARGEST)
+        check_int("image_size", width, 1, LARGEST)
         object.__setattr__(self, "image_size", (height, width))
         for name, least in (
             ("patch_size", 1),
@@ -131,9 +137,9 @@ class ViTConfig:
             ("mlp_dim", 1),
             ("num_registers", 0),
         ):
-            check_int(name, getattr(self, name), least)
+            check_int(name, getattr(self, name), least, LARGEST)
         if self.pre_logits is not None:
-            check_int("pre_logits", self.pre_logits, 1)
+            check_int("pre_logits", self.pre_logits, 1, LARGEST)
         for name in (
             "patch_bias",
             "qkv_bias",
@@ -175,6 +181,12 @@ class ViTConfig:
             raise ValueError(
                 "image_size must be divisible by patch_size, "
                 f"got image_size={self.image_size}, patch_size={self.patch_size}"
+            )
+        if self.num_tokens > LARGEST:
+            raise ValueError(
+                f"a network must have at most {LARGEST} tokens, got {self.num_tokens} "
+                f"from image_size={self.image_size}, patch_size={self.patch_size}, "
+                f"num_registers={self.num_registers}"
             )
         if self.dim % self.num_heads:
             raise ValueError(
@@ -266,12 +278,14 @@ class ViTConfig:
         return cls(**fields)
 
 
-def check_int(name: str, value: Any, least: int) -> None:
-    """Raise unless `value` is an int, and no bool, of at least `least`."""
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise unless `value` is an int, and no bool, from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {name}={value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {name}={value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {name}={value}")
 
 
 def check_number(name: str, value: Any) -> None:
@@ -363,9 +377,9 @@ def preset(name: str, **overrides: Any) -> ViTConfig:
 
     Raises
     ------
-    ValueError
-        For an unknown name or field; the nearest is named.
+    TypeError, ValueError
+        For a name that is no string; for an unknown name or field, whose nearest is
+        named; for a field that `ViTConfig` refuses.
     """
-    if name not in PRESETS:
-        raise ValueError(unknown("preset", name, PRESETS))
+    check_choice("preset", name, PRESETS)
     return ViTConfig.from_dict(PRESETS[name].to_dict() | overrides)

@@ -87,3 +87,44 @@ def test_clipping_hides_no_gradient_that_is_not_finite(value):
     np.testing.assert_equal(norms[0], norms[1].item())
     for name, grad in ours.items():
         np.testing.assert_array_equal(grad, theirs[name].numpy())
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (
+            {"image_size": 10**30},
+            f"image_size must be at most 16777216, got image_size={10**30}",
+        ),
+        (
+            {"depth": 2**24 + 1},
+            "depth must be at most 16777216, got depth=16777217",
+        ),
+        (
+            {"image_size": 2**20, "patch_size": 16},
+            "a network must have at most 16777216 tokens, got 4294967297 from "
+            "image_size=(1048576, 1048576), patch_size=16, num_registers=0",
+        ),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(fields, text):
+    for package in (vit_numpy, vit_torch):
+        assert answer(lambda: package.ViTConfig(**fields)) == (ValueError, text)  # noqa: B023
+
+
+def test_the_largest_size_is_allowed():
+    for package in (vit_numpy, vit_torch):
+        package.ViTConfig(
+            num_classes=2**24,
+            image_size=2**12,
+            patch_size=1,
+            class_token=False,
+            pool="mean",
+        )
+
+
+@pytest.mark.parametrize("name", [[], None, 3])
+def test_a_preset_is_named_by_a_string(name):
+    for package in (vit_numpy, vit_torch):
+        said = answer(lambda: package.preset(name))  # noqa: B023
+        assert said == (TypeError, f"preset must be a string, got preset={name!r}")
