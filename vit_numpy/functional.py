@@ -6,6 +6,8 @@ several times faster than a reduction does, and accumulates as many terms at onc
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -87,13 +89,13 @@ LOG2_E = 1.4426950408889634
 def row_mean(x: Array) -> Array:
     """Mean over the last axis, which is kept: (..., D) -> (..., 1)."""
     dim = x.shape[-1]
-    return (x @ np.full(dim, 1 / dim, x.dtype))[..., None]
+    return (x @ _constant(dim, 1 / dim, x.dtype))[..., None]
 
 
 def row_sum(x: Array) -> Array:
     """Sum over the last axis, which is kept: (..., D) -> (..., 1)."""
     rows = x.reshape(-1, x.shape[-1])
-    return (rows @ np.ones(rows.shape[1], x.dtype)).reshape(*x.shape[:-1], 1)
+    return (rows @ _constant(rows.shape[1], 1, x.dtype)).reshape(*x.shape[:-1], 1)
 
 
 def row_dot(x: Array, y: Array) -> Array:
@@ -108,7 +110,7 @@ def row_dot(x: Array, y: Array) -> Array:
 def column_sum(x: Array) -> Array:
     """Sum over all axes but the last: (..., D) -> (D,)."""
     rows = x.reshape(-1, x.shape[-1])
-    return np.ones(len(rows), x.dtype) @ rows
+    return _constant(len(rows), 1, x.dtype) @ rows
 
 
 def softmax(x: Array) -> Array:
@@ -118,7 +120,7 @@ def softmax(x: Array) -> Array:
     leave the range of floats, the row's maximum is subtracted from x first; elsewhere
     that would be two passes over x for the same result.
     """
-    ones = np.ones(x.shape[-1], x.dtype)
+    ones = _constant(x.shape[-1], 1, x.dtype)
     with np.errstate(over="ignore"):
         y: Array = np.exp(x)
         total = y @ ones
@@ -314,5 +316,19 @@ def over_features(x: Array, head_dim: int) -> Array:
     of zeros and ones, hence exact, and what it returns lies as tokens do.
     """
     _, heads, _, _ = x.shape
-    places = np.repeat(np.eye(heads, dtype=x.dtype), head_dim, axis=1)
+    places = _head_places(heads, head_dim, x.dtype)
     return np.ascontiguousarray(x[..., 0].swapaxes(1, 2)) @ places
+
+
+# Vectors and matrices of constants are kept for the next call: on the arrays of a small
+# network, making one costs as much as the product that it is made for.
+@lru_cache
+def _constant(length: int, value: float, dtype: np.dtype[Any]) -> Array:
+    """Return a vector that holds one number throughout, and is not to be written to."""
+    return np.full(length, value, dtype)
+
+
+@lru_cache
+def _head_places(heads: int, head_dim: int, dtype: np.dtype[Any]) -> Array:
+    """Return (h, h·Dh): 1 where a feature belongs to a head; not to be written to."""
+    return np.repeat(np.eye(heads, dtype=dtype), head_dim, axis=1)
