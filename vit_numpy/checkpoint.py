@@ -79,6 +79,8 @@ def save(
         If the folder does not exist.
     TypeError
         If `metadata` holds what JSON cannot.
+    ValueError
+        If `preprocessing` lacks `mean` or `std`.
     """
     header = _header(model, preprocessing, metadata)
     _write(path, model.state_dict(), header)
@@ -405,6 +407,12 @@ def _header(
         },
     }
     if preprocessing is not None:
+        for key in ("mean", "std"):
+            if key not in preprocessing:
+                raise ValueError(
+                    f"preprocessing must hold mean and std, got no {key}; "
+                    "give a number a channel for each"
+                )
         header["preprocessing"] = {
             key: [float(x) for x in preprocessing[key]] for key in ("mean", "std")
         }

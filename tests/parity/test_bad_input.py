@@ -128,3 +128,18 @@ def test_a_preset_is_named_by_a_string(name):
     for package in (vit_numpy, vit_torch):
         said = answer(lambda: package.preset(name))  # noqa: B023
         assert said == (TypeError, f"preset must be a string, got preset={name!r}")
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [({}, "mean"), ({"mean": [0.5]}, "std")], ids=str
+)
+def test_preprocessing_without_mean_or_std_is_refused(tmp_path, given, missing):
+    file = tmp_path / "model.safetensors"
+    for package in (vit_numpy, vit_torch):
+        model = package.VisionTransformer(package.ViTConfig(**FIELDS))
+        assert answer(lambda: package.checkpoint.save(file, model, given)) == (  # noqa: B023
+            ValueError,
+            f"preprocessing must hold mean and std, got no {missing}; "
+            "give a number a channel for each",
+        )
+        assert not file.exists()
