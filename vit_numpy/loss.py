@@ -42,8 +42,9 @@ class CrossEntropy:
     Raises
     ------
     TypeError, ValueError
-        For a smoothing outside [0, 1); in `forward`, for an empty batch, for labels out
-        of range, and for targets of another shape or dtype than stated there.
+        For a smoothing outside [0, 1); in `forward`, for logits that are not float32 or
+        float64, for an empty batch, for labels out of range, and for targets of another
+        shape or dtype than stated there.
 
     Notes
     -----
@@ -123,8 +124,8 @@ class MeanSquaredError:
     Raises
     ------
     TypeError, ValueError
-        In `forward`, for an empty batch, and for targets of another shape or dtype than
-        the outputs.
+        In `forward`, for outputs that are not float32 or float64, for an empty batch,
+        and for targets of another shape or dtype than the outputs.
 
     Notes
     -----

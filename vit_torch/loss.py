@@ -20,8 +20,9 @@ class CrossEntropy(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For a smoothing outside [0, 1); in `forward`, for an empty batch, for labels out
-        of range, and for targets of another shape or dtype than stated there.
+        For a smoothing outside [0, 1); in `forward`, for logits that are not float32 or
+        float64, as under autocast, for an empty batch, for labels out of range, and for
+        targets of another shape or dtype than stated there.
 
     References
     ----------
@@ -60,8 +61,8 @@ class MeanSquaredError(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        In `forward`, for an empty batch, and for targets of another shape or dtype than
-        the outputs.
+        In `forward`, for outputs that are not float32 or float64, for an empty batch,
+        and for targets of another shape or dtype than the outputs.
     """
 
     def forward(
@@ -77,7 +78,8 @@ class MeanSquaredError(nn.Module):
 def check_batch(logits: Tensor, batch_size: int | None, name: str = "logits") -> int:
     """Return the number of images to divide by; raise for an empty or odd batch."""
     check_array(name, logits)
-    if not logits.is_floating_point():
+    # In half precision the sum over a batch would lose most of its digits, or overflow.
+    if logits.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"{name} must be float32 or float64, got {dtype_name(logits)}; "
             "convert it to one of them"

@@ -74,8 +74,8 @@ class Trainer:
     ema : EMA, optional
         An average of the model's parameters, updated after each step.
     amp : bool, default False
-        Compute forward and loss in bfloat16 where torch's autocast holds that to be
-        safe; parameters, gradients and updates stay as they are. torch only.
+        Compute the model's forward in bfloat16 where torch's autocast holds that to be
+        safe; loss, parameters, gradients and updates stay as they are. torch only.
     compile : bool, default False
         Run the model through `torch.compile`; torch only.
 

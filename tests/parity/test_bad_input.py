@@ -44,6 +44,22 @@ def test_unsigned_labels_out_of_range_are_named(label):
     )
 
 
+@pytest.mark.parametrize("loss", ["CrossEntropy", "MeanSquaredError"])
+def test_a_loss_of_half_precision_is_refused(loss):
+    half = np.zeros((2, 3), np.float16)
+    kind, text = answer(lambda: getattr(vit_numpy, loss)()(half, half))
+    assert kind is TypeError
+    assert text.endswith(
+        " must be float32 or float64, got float16; convert it to one of them"
+    )
+    for dtype in ("float16", "bfloat16"):
+        halves = torch.from_numpy(half).to(getattr(torch, dtype))
+        assert answer(lambda: getattr(vit_torch, loss)()(halves, halves)) == (  # noqa: B023
+            kind,
+            text.replace("float16", dtype),
+        )
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_a_group_names_each_of_its_parameters(name):
     def groups(param):
