@@ -119,6 +119,11 @@ def softmax(x: Array) -> Array:
     A factor common to numerator and denominator changes nothing. So where exp could
     leave the range of floats, the row's maximum is subtracted from x first; elsewhere
     that would be two passes over x for the same result.
+
+    The layers themselves have no array of shares to spare for it: attention leaves the
+    division of `exp_scores` to the smaller product that follows, and the loss works
+    with logarithms. This is the plain function that both are derived from, for use on
+    outputs and in layers of your own.
     """
     ones = _constant(x.shape[-1], 1, x.dtype)
     with np.errstate(over="ignore"):
