@@ -1,4 +1,8 @@
-"""What commands and programs share: exit statuses, checks of options, quiet endings."""
+"""What commands and programs share: exit statuses, checks of options, quiet endings.
+
+Programs import this first: from then on Ctrl-C ends them with one line, also while
+their other modules are still being imported.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -41,12 +46,11 @@ def _answer(
     run: Callable[[argparse.Namespace], int],
     parse: Callable[[], argparse.Namespace],
 ) -> int:
-    name = sys.argv[0].rpartition("/")[2]
+    name = _program()
     try:
         return run(parse())
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         raise
     except (
@@ -58,6 +62,27 @@ def _answer(
     ) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED if isinstance(error, FloatingPointError) else BAD_INPUT
+
+
+def _program() -> str:
+    return sys.argv[0].rpartition("/")[2]
+
+
+def _interrupted() -> int:
+    print(f"{_program()}: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _report(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show an error that nothing has caught: Ctrl-C without where it struck."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(_interrupted())
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report
 
 
 def with_output(run: Callable[[], int]) -> int:

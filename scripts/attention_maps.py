@@ -7,6 +7,8 @@ Writes attention.png and attention.npz, with the arrays `heads` (depth, heads, r
 columns), `rollout` (rows, columns) and `image` (C, H, W).
 """
 
+from parity.program import Parser, main_of, summary_of
+
 import argparse
 import sys
 from pathlib import Path
@@ -19,7 +21,6 @@ from parity.classifier import Classifier
 from parity.data import load
 from parity.pictures import BACKGROUNDS, STYLES, prepare
 from parity.plots import save
-from parity.program import Parser, main_of, summary_of
 from parity.sheets import attention_sheet
 from parity.training import BACKENDS, Backend
 

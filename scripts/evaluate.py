@@ -4,6 +4,8 @@
 python scripts/evaluate.py runs/network1-numpy/last.safetensors --backend torch
 """
 
+from parity.program import Parser, check_target, main_of, positive, summary_of
+
 import argparse
 import csv
 import io
@@ -15,7 +17,6 @@ from parity.classifier import Classifier
 from parity.data import Dataset, load
 from parity.files import write_json, write_text
 from parity.plots import check_matplotlib, save
-from parity.program import Parser, check_target, main_of, positive, summary_of
 from parity.scores import Scores, score, worst_mistakes
 from parity.sheets import confusion_matrix, mistakes_sheet
 from parity.training import BACKENDS, Backend, check_fit, predict

@@ -4,12 +4,13 @@
 python scripts/plot_curves.py runs/network1-numpy runs/network1-torch --out curves.png
 """
 
+from parity.program import Parser, main_of, positive, summary_of
+
 import argparse
 import sys
 from pathlib import Path
 
 from parity.plots import compare_runs, read_metrics, save
-from parity.program import Parser, main_of, positive, summary_of
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -8,6 +8,8 @@ network of digits they may be dark on light or light on dark; what was done to e
 said beneath it, and drawn by --show.
 """
 
+from parity.program import BAD_INPUT, Parser, main_of, positive, summary_of
+
 import argparse
 import json
 import sys
@@ -20,7 +22,6 @@ from parity.classifier import Classifier
 from parity.files import write_json
 from parity.pictures import BACKGROUNDS, STYLES, Prepared, prepare
 from parity.plots import save
-from parity.program import BAD_INPUT, Parser, main_of, positive, summary_of
 from parity.scores import probabilities
 from parity.sheets import predictions_sheet
 from parity.training import BACKENDS, Backend

@@ -7,6 +7,8 @@ It can be stopped at any time, and goes on where it was. Each result is recorded
 as it is there.
 """
 
+from parity.program import Parser, main_of, positive, summary_of
+
 import argparse
 import os
 import signal
@@ -18,7 +20,6 @@ from pathlib import Path
 from parity import recipes
 from parity.data.names import unknown_name
 from parity.files import write_text
-from parity.program import Parser, main_of, positive, summary_of
 from parity.results import Job, Result, Results, draw_curves, page, plan
 from parity.training import (
     BACKENDS,

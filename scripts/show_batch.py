@@ -6,6 +6,8 @@ python scripts/show_batch.py network3 --epoch 2 --out batch.png
 They are the very images that both backends train on, in that epoch of that recipe.
 """
 
+from parity.program import Parser, main_of, positive, summary_of
+
 import argparse
 import sys
 from pathlib import Path
@@ -15,7 +17,6 @@ import numpy as np
 
 from parity import recipes
 from parity.plots import save
-from parity.program import Parser, main_of, positive, summary_of
 from parity.sheets import batch_sheet
 from parity.training import open_data, open_stream
 

@@ -5,6 +5,8 @@ python scripts/summary.py b16
 python scripts/summary.py runs/network1-numpy/last.safetensors --batch-size 100
 """
 
+from parity.program import Parser, main_of, positive, summary_of
+
 import argparse
 import json
 import sys
@@ -12,7 +14,6 @@ from pathlib import Path
 
 from parity import recipes
 from parity.files import write_json
-from parity.program import Parser, main_of, positive, summary_of
 from parity.summary import summarise
 from vit_numpy.checkpoint import from_pretrained
 from vit_numpy.config import PRESETS, ViTConfig, unknown

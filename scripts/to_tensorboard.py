@@ -5,12 +5,13 @@ python scripts/to_tensorboard.py runs/network1-numpy runs/network1-torch --out l
 tensorboard --logdir logs
 """
 
+from parity.program import Parser, main_of, summary_of
+
 import argparse
 import sys
 from pathlib import Path
 
 from parity.plots import read_metrics
-from parity.program import Parser, main_of, summary_of
 from parity.tensorboard import TensorBoardLog
 
 

@@ -7,6 +7,8 @@ python scripts/train.py folder-224 --backend torch --data folder:pictures \
     --from model.safetensors --linear-probe
 """
 
+from parity.program import Parser, main_of, positive, summary_of
+
 import argparse
 import sys
 import tomllib
@@ -15,7 +17,6 @@ from typing import Any
 
 from parity import recipes
 from parity.data.progress import progress_bar
-from parity.program import Parser, main_of, positive, summary_of
 from parity.training import (
     BACKENDS,
     Backend,

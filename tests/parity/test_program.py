@@ -53,6 +53,26 @@ def test_programs_run_without_docstrings(program):
     assert out.startswith(b"usage:")
 
 
+@pytest.mark.parametrize("program", sorted((ROOT / "scripts").glob("*.py")), ids=str)
+def test_ctrl_c_during_the_imports_is_one_line(program, tmp_path):
+    if "main_of" not in program.read_text("utf-8"):
+        pytest.skip("imports nothing that takes time")
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    process = start(str(program), "--help", PYTHONPATH=str(tmp_path))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert err.decode() == f"{program.name}: interrupted\n"
+
+
+def test_other_errors_that_nothing_catches_are_shown_whole():
+    code = "import parity.program; 1 / 0"
+    process = start("-c", code)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith(b"Traceback")
+    assert err.rstrip().endswith(b"ZeroDivisionError: division by zero")
+
+
 @pytest.mark.parametrize("moment", ["metrics.jsonl", "last.safetensors"])
 def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path, moment):
     out = tmp_path / "run"
