@@ -32,13 +32,16 @@ def run(args: argparse.Namespace) -> int:
     """Check, transfer, compare; print, write, and return the exit status."""
     from parity import recipes
     from parity.files import write_json
+    from parity.page import write_report
     from parity.plots import plot_comparison
+    from parity.sections import curves_section, transfers_section
 
     make_folder("--out", args.out)
     report = args.out / "report.json"
     parser = Parser(prog="parity check")
     check.add_arguments(parser)
-    failed = check.run(parser.parse_args(["--report", str(args.out)])) != AGREE
+    checks, seconds = check.checked(parser.parse_args(["--report", str(args.out)]))
+    failed = any(result.failures for result in checks)
 
     print(f"\nWeights both ways: {RECIPE}, trained for an epoch on {DATA}")
     recipe = recipes.load(RECIPE).replace({"data": DATA, "epochs": 1})
@@ -60,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
     failed |= comparison.diverged_at is not None
     plot_comparison(comparison, args.out / "curves.png")
 
+    # Once more, now that there is all to show.
+    sections = [
+        transfers_section(transfers, RECIPE, DATA),
+        curves_section(comparison, curves.summary(comparison)),
+    ]
+    write_report(args.out, checks, seconds, sections)
     results = json.loads(report.read_text("utf-8"))
     results |= {"transfers": transfers, "curves": comparison.to_dict()}
     write_json(report, results)

@@ -19,6 +19,7 @@ from parity.program import at_least, check_target, make_folder, positive
 
 if TYPE_CHECKING:
     from parity.pair import Pair
+    from parity.runs import PairResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
+    results, _ = checked(args)
+    return MISMATCH if any(result.failures for result in results) else AGREE
+
+
+def checked(args: argparse.Namespace) -> tuple[list[PairResult], float]:
+    """Check, print and write; return the results, and how many seconds they took."""
     check_target("--json", args.json)
     if args.report is not None:
         make_folder("--report", args.report)
@@ -128,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     print(summary(results, seconds))
     if page is not None:
         print(page)
-    return MISMATCH if failed else AGREE
+    return results, seconds
 
 
 def _table(path: str) -> Sequence[Pair]:
