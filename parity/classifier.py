@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from parity.data import normalise
-from parity.training import Backend
+from parity.pictures import BACKGROUNDS, STYLES
+from parity.training import BACKENDS, Backend
 from vit_numpy.checkpoint import HEADER
 
 # The digits are white strokes on black, the clothes bright shapes on black.
@@ -146,6 +148,37 @@ class Classifier:
             self.backend.numpy(weights)
             for weights in self.model.attention_weights(inputs)
         ]
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a network is opened and shown pictures.
+
+    They are `--backend`; `--style` and `--background`, of `parity.pictures.prepare`;
+    `--mean` and `--std`, of `Classifier.inputs`.
+    """
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numpy", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--style",
+        choices=STYLES,
+        help="find a digit or an object on its background, or take the whole photo "
+        "(default: as in the data that the network was trained on)",
+    )
+    parser.add_argument(
+        "--background",
+        choices=BACKGROUNDS,
+        default="auto",
+        help="of a digit or an object (default: what the picture's border shows)",
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help="to normalise by, a number a channel (default: the checkpoint's)",
+        )
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from parity.attention import head_maps, reader, rollout
-from parity.classifier import Classifier
+from parity.classifier import Classifier, add_picture_options
 from parity.data import load
-from parity.pictures import BACKGROUNDS, STYLES, prepare
+from parity.pictures import prepare
 from parity.plots import save
 from parity.sheets import attention_sheet
-from parity.training import BACKENDS, Backend
+from parity.training import Backend
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,19 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--index", type=int, metavar="I", help="a test image of the data, from 0"
     )
-    parser.add_argument(
-        "--backend", choices=BACKENDS, default="numpy", help="default: %(default)s"
-    )
-    parser.add_argument("--style", choices=STYLES, help="of a picture: see predict.py")
-    parser.add_argument("--background", choices=BACKGROUNDS, default="auto")
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}",
-            type=float,
-            nargs="+",
-            metavar="X",
-            help="to normalise by, a number a channel (default: the checkpoint's)",
-        )
+    add_picture_options(parser)
     parser.add_argument(
         "--out",
         type=Path,

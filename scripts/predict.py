@@ -18,45 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from parity.classifier import Classifier
+from parity.classifier import Classifier, add_picture_options
 from parity.files import write_json
-from parity.pictures import BACKGROUNDS, STYLES, Prepared, prepare
+from parity.pictures import Prepared, prepare
 from parity.plots import save
 from parity.scores import probabilities
 from parity.sheets import predictions_sheet
-from parity.training import BACKENDS, Backend
+from parity.training import Backend
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=summary_of(__doc__))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("picture", type=Path, nargs="+")
-    parser.add_argument(
-        "--backend", choices=BACKENDS, default="numpy", help="default: %(default)s"
-    )
+    add_picture_options(parser)
     parser.add_argument(
         "--top", type=positive, default=3, metavar="K", help="classes to name (3)"
     )
-    parser.add_argument(
-        "--style",
-        choices=STYLES,
-        help="find a digit or an object on its background, or take the whole photo "
-        "(default: as in the data that the network was trained on)",
-    )
-    parser.add_argument(
-        "--background",
-        choices=BACKGROUNDS,
-        default="auto",
-        help="of a digit or an object (default: what the picture's border shows)",
-    )
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}",
-            type=float,
-            nargs="+",
-            metavar="X",
-            help="to normalise by, a number a channel (default: the checkpoint's)",
-        )
     parser.add_argument(
         "--json",
         metavar="FILE",
