@@ -91,7 +91,7 @@ def pieces(path: Path) -> dict[str, Piece]:
 
     def start_of(node: ast.stmt) -> int:
         decorators = getattr(node, "decorator_list", [])
-        start = min([node.lineno, *(d.lineno for d in decorators)]) - 1
+        start: int = min([node.lineno, *(d.lineno for d in decorators)]) - 1
         while start > 0 and lines[start - 1].lstrip().startswith("#"):
             start -= 1  # a comment that stands on a definition belongs to it
         return start

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from parity.classifier import Classifier
 from parity.data import Dataset, load
 from parity.files import write_json, write_text
@@ -103,7 +105,7 @@ def draw(
     worst = worst_mistakes(logits, part.labels, count)
     right = f"{scores.top1:.2%} of {len(part):,} test images right"
     save(confusion_matrix(scores, f"{name}: {right}"), folder / "confusion.png")
-    rows = [mistake.index for mistake in worst]
+    rows = np.array([mistake.index for mistake in worst], int)
     images = part.take(rows).images[:]
     wrong = len(part) - int(scores.confusion.trace())
     title = f"{name}: the {len(worst)} most confident of {wrong:,} mistakes"

@@ -164,12 +164,12 @@ def code_picture(
         x += each
     notes = ["autograd derives this; parity proves that both agree", "", *equations]
     first = max(map(len, columns)) - len(rows[-1][0])
-    for i, line in enumerate(notes, start=first):
-        if line:
+    for i, note in enumerate(notes, start=first):
+        if note:
             kind, y = ("code" if i > first else "note"), top + i * LEADING
             out.append(
                 f'<text class="{kind}" x="{number(widths[0] + MARGIN)}" '
-                f'y="{number(y)}">{escape(line)}</text>\n'
+                f'y="{number(y)}">{escape(note)}</text>\n'
             )
     out.append(
         f'<path d="M0 {BAR}.5H{number(width)}M{number(widths[0])} 0V{number(height)}" '

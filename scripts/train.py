@@ -171,8 +171,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             # One bar an epoch; between two, its line is printed.
             for record in records:
-                done = record if isinstance(record, Epoch) else None
-                done = done or follow(records, record, steps)
+                if isinstance(record, Step):
+                    record = follow(records, record, steps)
+                done = record
                 print(line(done, recipe.epochs), flush=True)
         except TrainingStopped as stopped:
             print(f"train.py: {stopped}", file=sys.stderr)
