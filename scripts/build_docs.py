@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DERIVATIONS = ROOT / "docs" / "derivations"
 NUMPY_ONLY = "<em>NumPy only</em>"
 AUTOGRAD = "<em>autograd does this</em>"
+# Characters a line of the figure: pages show it 800 px wide, in letters still large.
+COLUMN = 58
 SIMILAR = 0.5  # how alike two lines must be to stand opposite each other
 
 
@@ -318,13 +320,51 @@ def modules() -> list[str]:
 
 
 def folded(code: str) -> str:
-    """Return `code` with arguments that stand one a line filled into full lines."""
+    """Return `code` in short lines, those of one argument each filled up."""
 
     def fill(match: re.Match[str]) -> str:
         words = " ".join(match[0].split())
-        return textwrap.indent(textwrap.fill(words, 58), match[1]) + "\n"
+        return textwrap.indent(textwrap.fill(words, COLUMN - 12), match[1]) + "\n"
 
-    return re.sub(r"^( +)\w+,\n(?:\1\w+,\n){4,}", fill, code, flags=re.MULTILINE)
+    code = re.sub(r"^( +)\w+,\n(?:\1\w+,\n){4,}", fill, code, flags=re.MULTILINE)
+    return "\n".join(part for line in code.splitlines() for part in fold(line))
+
+
+def fold(line: str) -> list[str]:
+    """Return a line in lines of at most `COLUMN` characters, if it can be broken.
+
+    A comment is wrapped. Code is broken within brackets, as few as there are, behind a
+    comma, or else before an operator.
+    """
+    if len(line) <= COLUMN:
+        return [line]
+    words = line.lstrip()
+    indent = line[: len(line) - len(words)]
+    if words.startswith("# "):
+        return textwrap.wrap(
+            words, COLUMN, initial_indent=indent, subsequent_indent=f"{indent}# "
+        )
+    depth, breaks = 0, []
+    for at, sign in enumerate(line[: COLUMN + 1]):
+        depth += (sign in "([{") - (sign in ")]}")
+        comma = line[at - 1] == ","
+        if sign == " " and depth and (comma or line[at + 1] in "+-*/@|"):
+            breaks.append((-depth, comma, at))
+    if not breaks:
+        return [line]
+    *_, at = max(breaks)
+    return [line[:at], *fold(f"{indent}        {line[at + 1 :]}")]
+
+
+def fold_equation(line: str) -> list[str]:
+    """Return an equation in lines of at most `COLUMN` characters, remarks below it."""
+    lines: list[str] = []
+    for part in re.split(" {3,}", line):
+        if lines and len(lines[-1]) + 3 + len(part) <= COLUMN:
+            lines[-1] += f"   {part}"
+        else:
+            lines.append(f"    {part}" if lines else part)
+    return lines
 
 
 def equations(module: str, cls: str) -> list[str]:
@@ -335,7 +375,8 @@ def equations(module: str, cls: str) -> list[str]:
     block = re.search(r"::\n\n((?: +.*\n|\n)+)", notes)
     if not block:
         raise DocsError(f"{cls} has no equations in its Notes")
-    return textwrap.dedent(block[1]).rstrip().splitlines()
+    lines = textwrap.dedent(block[1]).rstrip().splitlines()
+    return [part for line in lines for part in fold_equation(line)]
 
 
 def picture(module: str, cls: str) -> str:

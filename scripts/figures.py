@@ -72,7 +72,7 @@ CODE_DARK = {
     "band": "#12171f",
 }
 ADVANCE = 7.83  # width of a monospaced character at 13 px
-SIZE, LEADING, MARGIN, BAR = 13, 19.5, 18, 40
+SIZE, LEADING, MARGIN, BAR = 13, 19.5, 14, 40
 
 
 def coloured(lines: Sequence[str]) -> Iterator[list[tuple[int, str, str]]]:

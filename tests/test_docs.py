@@ -77,6 +77,15 @@ def test_pictures_are_well_formed(name: str) -> None:
     assert "prefers-color-scheme: dark" in (ROOT / "docs" / name).read_text()
 
 
+@pytest.mark.parametrize("name", ["architecture.svg", "attention.svg"])
+def test_letters_are_readable_where_pages_show_them(name: str) -> None:
+    """A page of 800 px, and the smallest size at which its own notes are set."""
+    text = (ROOT / "docs" / name).read_text()
+    width = float(ElementTree.fromstring(text).get("width") or 0)
+    (size,) = re.findall(r"^text { font: (\d+)px", text, re.MULTILINE)
+    assert float(size) * min(1, 800 / width) > 9.5
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_formulas_are_in_the_form_that_markdown_leaves_alone(page: Path) -> None:
     """Braces balance, and the built pages have no formula between plain dollars."""

@@ -92,8 +92,8 @@ class Attention(nn.Module):
         q = self.q_norm(q)
         k = self.k_norm(k)
         if masks is None:
-            attn_drop = self.attn_drop.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn_drop)
+            p = self.attn_drop.p if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         else:
             # The fused product draws its own masks, so given ones need the plain way.
             weights = (q @ k.transpose(-1, -2) * self.scale).softmax(dim=-1)
