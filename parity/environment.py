@@ -28,7 +28,8 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "blas": _blas(),
-        "torch_threads": _torch_threads(),
+        "numpy_threads": _threads("vit_numpy.parallel"),
+        "torch_threads": _threads("torch"),
     }
 
 
@@ -68,7 +69,7 @@ def _blas() -> list[dict[str, Any]] | None:
     ]
 
 
-def _torch_threads() -> int | None:
+def _threads(package: str) -> int | None:
     # Training in NumPy must not load torch only to report that it was not used.
-    torch = sys.modules.get("torch")
-    return None if torch is None else torch.get_num_threads()
+    module = sys.modules.get(package)
+    return None if module is None else module.get_num_threads()

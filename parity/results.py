@@ -125,6 +125,12 @@ class Result:
             trial.append(f"on {self.data}")
         return f"a trial of {', '.join(trial)}" if trial else ""
 
+    @property
+    def threads(self) -> int | None:
+        """How many threads its steps were made on; None where none is recorded."""
+        threads = self.environment.get(f"{self.backend}_threads")
+        return threads if isinstance(threads, int) else None
+
     @classmethod
     def read(cls, job: Job, path: Path) -> Self | None:
         """Return the result of the run in a folder; None before its first epoch."""
@@ -188,6 +194,33 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"runs": runs})
 
+    def collect(self, runs: Path) -> list[Job]:
+        """Keep the finished runs of a folder that are not among the results yet.
+
+        So a folder that several processes have filled, each with results of its own,
+        gives one file of results in the end.
+
+        Parameters
+        ----------
+        runs : Path
+            Holds a folder a run, by the name of its job; need not exist.
+
+        Returns
+        -------
+        list of Job
+            Those whose results are new.
+        """
+        new = []
+        for job in plan(folder=True):
+            known = self.by_name.get(job.name)
+            if known is not None and known.finished:
+                continue
+            result = Result.read(job, runs / job.name)
+            if result is not None and result.finished:
+                self.record(job, result)
+                new.append(job)
+        return new
+
     def of(
         self, recipe: str, backend: str | None = None, finished: bool = True
     ) -> list[Result]:
@@ -202,12 +235,16 @@ class Results:
 
 
 def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
-    """Draw the finished runs of a recipe over each other, in a small picture."""
+    """Draw the finished runs of a recipe over each other, in a small picture.
+
+    Results whose runs lie elsewhere have no curve in it.
+    """
     metrics = {}
     for r in results.of(recipe):
         package = "NumPy" if r.backend == "numpy" else "PyTorch"
-        name = Job(r.recipe, r.backend, r.seed).name
-        metrics[f"{package}, seed {r.seed}"] = read_metrics(runs / name)
+        folder = runs / Job(r.recipe, r.backend, r.seed).name
+        if folder.is_dir():
+            metrics[f"{package}, seed {r.seed}"] = read_metrics(folder)
     if metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
         compare_runs(metrics).savefig(path, dpi=80)
@@ -229,7 +266,7 @@ def page(results: Results, pictures: str = "results") -> str:
         "`python scripts/reproduce.py`, which also wrote this page. Accuracies are of "
         "the test images after the last epoch, never of the best one. Times are of "
         "training, with making the batches and without the evaluation after each "
-        "epoch.",
+        "epoch; those of different numbers of threads are not to be compared.",
         _table(
             ("recipe", "target", "NumPy", "PyTorch", "NumPy, min", "PyTorch, min"),
             [_summary(results, name) for name in known if results.of(name)],
@@ -260,8 +297,17 @@ def _summary(results: Results, name: str) -> list[str]:
         if target is not None and not trial:
             verdict = ", met" if accuracy >= target else ", **missed**"
         row.append(f"{accuracy:.2%}{seeds}{verdict}")
-        times.append(f"{statistics.mean(r.seconds for r in found) / 60:.1f}")
+        minutes = statistics.mean(r.seconds for r in found) / 60
+        times.append(f"{minutes:.1f} ({_threads(found)})")
     return row + times
+
+
+def _threads(results: Sequence[Result]) -> str:
+    """Say how many threads some results were made on."""
+    counts = sorted({r.threads or 0 for r in results})
+    if counts == [1]:
+        return "1 thread"
+    return f"{' or '.join(str(count or 'unknown') for count in counts)} threads"
 
 
 def _same(results: Results) -> Iterator[str]:
@@ -316,7 +362,7 @@ def _speed(results: Results) -> Iterator[str]:
                 [
                     f"`{name}`",
                     f"{published:,} s",
-                    f"{seconds:,.0f} s",
+                    f"{seconds:,.0f} s ({_threads(found)})",
                     f"{published / seconds:.1f}",
                     f"≥ {wanted}, {verdict}",
                 ]
@@ -354,10 +400,11 @@ def _unfinished(results: Results) -> Iterator[str]:
 
 
 def _machines(results: Results) -> Iterator[str]:
-    """Yield what the runs were made on, each machine and set of versions once."""
+    """Yield what the runs were made on, each machine, versions and threads once."""
     made: dict[str, list[str]] = {}
-    for name, result in results.by_name.items():
-        made.setdefault(_machine(result.environment), []).append(name)
+    for name, result in sorted(results.by_name.items()):
+        machine = f"{_machine(result.environment)}; {_threads([result])}"
+        made.setdefault(machine, []).append(name)
     if made:
         yield "## Machine and versions"
         lines = []

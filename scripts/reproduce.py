@@ -4,7 +4,9 @@
 python scripts/reproduce.py --budget 60
 
 It can be stopped at any time, and goes on where it was. Each result is recorded as soon
-as it is there.
+as it is there. Several of these programs may share a folder of runs, each with recipes
+or a backend and --results of its own; `--budget 0` then writes one page of all that is
+finished.
 """
 
 from parity.program import Parser, main_of, positive, summary_of
@@ -37,7 +39,10 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=summary_of(__doc__))
     parser.add_argument(
-        "--budget", type=float, metavar="MINUTES", help="stop after so long"
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help="stop after so long; 0 collects what --runs holds, and trains nothing",
     )
     parser.add_argument(
         "--only", nargs="+", metavar="RECIPE", help="these recipes alone"
@@ -67,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
         and args.backend in (None, job.backend)
     ]
     results = Results(args.results)
-    deadline = time.monotonic() + 60 * args.budget if args.budget else float("inf")
+    minutes = float("inf") if args.budget is None else args.budget
+    deadline = time.monotonic() + 60 * minutes
+    for job in results.collect(args.runs):
+        publish(results, job.recipe, args)
+        print(f"{job.name}: found\n  {outcome(results, job, '')}", flush=True)
     failed = 0
     with StopSignals() as signals:
         for job in jobs:
@@ -82,14 +91,19 @@ def run(args: argparse.Namespace) -> int:
             error = make(job, args, deadline, signals)
             folder = args.runs / job.name
             results.record(job, Result.read(job, folder), error)
-            pictures = args.results.with_suffix("")
-            draw_curves(results, job.recipe, args.runs, pictures / f"{job.recipe}.png")
-            write_text(args.results.with_suffix(".md"), page(results, pictures.name))
+            publish(results, job.recipe, args)
             print(f"  {outcome(results, job, error)}", flush=True)
             failed += bool(error)
             if signals:
                 return exit_status(signals)
     return 1 if failed else 0
+
+
+def publish(results: Results, recipe: str, args: argparse.Namespace) -> None:
+    """Write the page, and draw the curves of a recipe that has new results."""
+    pictures = args.results.with_suffix("")
+    draw_curves(results, recipe, args.runs, pictures / f"{recipe}.png")
+    write_text(args.results.with_suffix(".md"), page(results, pictures.name))
 
 
 def make(

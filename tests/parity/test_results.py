@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 MACHINE = {
     "cpu": "Abacus 9", "cores": 2, "python": "3.12.1",
     "packages": {"numpy": "2.4.6", "torch": None}, "blas": None,
+    "numpy_threads": 2, "torch_threads": 1,
 }  # fmt: skip
 RESULT = Result(
     "network1", "numpy", 0, data="mnist", epochs=20, planned_epochs=20, steps=12000,
@@ -80,8 +81,72 @@ def test_the_page_says_what_was_met_missed_and_left(tmp_path):
     # The same spread of 0.2 % around means 0.1 % apart: 2 √(2 · 0.2² / 3) = 0.33 %.
     assert "| +0.10% | 0.33% | yes |" in text
     # 278 s published, 27.8 s with evaluation here.
-    assert "| `network1` | 278 s | 28 s | 10.0 | ≥ 5, met |" in text
-    assert "Abacus 9, 2 cores; Python 3.12.1, numpy 2.4.6" in text
+    assert "| `network1` | 278 s | 28 s (2 threads) | 10.0 | ≥ 5, met |" in text
+    assert "Abacus 9, 2 cores; Python 3.12.1, numpy 2.4.6; 2 threads (" in text
+
+
+def test_the_page_says_on_how_many_threads_a_time_was_taken(tmp_path):
+    results = Results(tmp_path / "results.json")
+    record(results, seconds=60.0)
+    record(results, seed=1, seconds=120.0, environment=MACHINE | {"numpy_threads": 1})
+    record(results, backend="torch", seconds=60.0)
+    before = {k: v for k, v in MACHINE.items() if k != "numpy_threads"}
+    record(results, "network2", environment=before, seconds=60.0)
+    text = page(results)
+    assert "| 1.5 (1 or 2 threads) | 1.0 (1 thread) |" in text
+    assert "| 1.0 (unknown threads) | – |" in text
+    assert "numpy 2.4.6; 1 thread (network1-numpy-1, network1-torch-0)" in text
+
+
+def run_folder(path, epochs):
+    """Leave what a training of so many epochs of the two planned ones leaves."""
+    path.mkdir(parents=True)
+    recipe = recipes.load("network1").replace({"epochs": 2})
+    (path / "recipe.toml").write_text(recipe.to_toml())
+    records = [{"kind": "run", "backend": "numpy", "environment": MACHINE}]
+    for epoch in range(1, epochs + 1):
+        steps = [
+            {"kind": "step", "step": 2 * epoch + i, "epoch": epoch, "loss": 1.0 / epoch,
+             "accuracy": 0.5, "grad_norm": 1.0, "lr": 0.1}
+            for i in (-1, 0)
+        ]  # fmt: skip
+        records += steps
+        records.append(
+            {"kind": "epoch", "epoch": epoch, "step": 2 * epoch, "train_loss": 1.0,
+             "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.25 * epoch,
+             "seconds": 1.0, "evaluation_seconds": 0.5}
+        )  # fmt: skip
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def test_finished_runs_that_others_made_are_collected(tmp_path):
+    runs = tmp_path / "runs"
+    run_folder(runs / "network1-numpy-0", epochs=2)
+    run_folder(runs / "network1-torch-0", epochs=2)
+    run_folder(runs / "network1-numpy-1", epochs=1)
+    results = Results(tmp_path / "results.json")
+    record(results, backend="torch", test_accuracy=0.9)
+    assert [job.name for job in results.collect(runs)] == ["network1-numpy-0"]
+    assert results.by_name["network1-numpy-0"].test_accuracy == 0.5
+    assert results.by_name["network1-torch-0"].test_accuracy == 0.9
+    assert Results(results.path).by_name.keys() == results.by_name.keys()
+    assert results.collect(runs) == results.collect(tmp_path / "none") == []
+
+
+def test_a_budget_of_nothing_writes_the_page_of_what_is_there(tmp_path):
+    for name in ("network1-numpy-2", "network1-torch-0"):
+        run_folder(tmp_path / "runs" / name, epochs=2)
+    done = reproduce(tmp_path, "--budget", "0")
+    assert done.returncode == 0, done.stderr
+    assert "network1-torch-0: found\n  2/2 epochs, test 50.00%" in done.stdout
+    assert done.stdout.endswith("the budget of 0 minutes is spent\n")
+    text = (tmp_path / "results.md").read_text("utf-8")
+    assert "50.00%, a trial of 2 epochs" in text
+    assert (tmp_path / "results" / "network1.png").stat().st_size > 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "network1-numpy-2",
+        "network1-torch-0",
+    ]
 
 
 def test_the_error_of_a_difference_is_welchs():
