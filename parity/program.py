@@ -61,7 +61,8 @@ def _answer(
         ValueError,
     ) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED if isinstance(error, FloatingPointError) else BAD_INPUT
+        failed = isinstance(error, FloatingPointError | ChildProcessError)
+        return FAILED if failed else BAD_INPUT
 
 
 def _program() -> str:

@@ -366,8 +366,6 @@ def build_model(recipe: Recipe, backend: Backend) -> Any:
         )
     if backend.name == "numpy":
         model = model.to(recipe.dtype)
-        # One buffer for all parameters: the optimizer then makes a few long passes.
-        backend.module("optim").flatten_parameters(model)
     else:
         model = model.to(backend.device, getattr(_torch(), recipe.dtype))
     model.recompute = backend.recompute
@@ -375,10 +373,32 @@ def build_model(recipe: Recipe, backend: Backend) -> Any:
 
 
 def build_trainer(
-    recipe: Recipe, backend: Backend, model: Any, steps_per_epoch: int
+    recipe: Recipe,
+    backend: Backend,
+    model: Any,
+    steps_per_epoch: int,
+    processes: int | None = 1,
 ) -> Any:
-    """Return what makes the steps: optimizer, schedule, loss, clipping and average."""
+    """Return what makes the steps: optimizer, schedule, loss, clipping and average.
+
+    In NumPy so many processes share a step; with None, as many as pay here.
+
+    Raises
+    ------
+    ValueError
+        If several are asked for where there can be but one.
+    """
     optim = backend.module("optim")
+    if backend.name == "numpy":
+        if processes is None:
+            processes = backend.module("workers").usual_processes(model)
+        # One buffer for all parameters: the optimizer then makes a few long passes.
+        optim.flatten_parameters(model, shared=processes > 1)
+    elif processes is not None and processes > 1:
+        raise ValueError(
+            f"processes is of backend 'numpy' alone, got processes={processes}; "
+            "leave it out, or choose --backend numpy"
+        )
     spec = recipe.optimizer
     frozen = recipe.finetune.frozen(recipe.config()) if recipe.finetune else ()
     ema = backend.module("ema").EMA(model, recipe.ema) if recipe.ema else None
@@ -388,7 +408,10 @@ def build_trainer(
         lr=spec.lr,
         **spec.options,
     )
-    only_torch = {"amp": backend.amp, "compile": backend.compile}
+    options: dict[str, dict[str, Any]] = {
+        "numpy": {"processes": processes},
+        "torch": {"amp": backend.amp, "compile": backend.compile},
+    }
     plan = recipe.schedule
     schedule = backend.module("schedule").Schedule(
         warmup=plan.warmup_steps,
@@ -407,7 +430,7 @@ def build_trainer(
         seed=recipe.seed,
         accumulate=recipe.accumulate,
         ema=ema,
-        **(only_torch if backend.name == "torch" else {}),
+        **options[backend.name],
     )
 
 
@@ -420,6 +443,7 @@ def train(
     stop: Callable[[], object] = lambda: False,
     save_steps: int | None = None,
     save_minutes: float | None = None,
+    processes: int | None = None,
 ) -> Iterator[Step | Epoch]:
     """Train a recipe, and yield every step and every epoch when it is done.
 
@@ -439,6 +463,9 @@ def train(
         Steps after which the state is saved within an epoch too.
     save_minutes : float, optional
         Minutes after which it is.
+    processes : int, optional
+        With how many the steps are made in NumPy, to the same bits; 1 is threads alone.
+        By default as many as pay.
 
     Raises
     ------
@@ -446,8 +473,10 @@ def train(
         If `stop` said so.
     FloatingPointError
         If the loss or a gradient is not finite; the last checkpoint is named.
+    ChildProcessError
+        If one of several processes has died; the last checkpoint is named.
     ValueError
-        If the data does not fit the network.
+        If the data does not fit the network, or there cannot be several processes.
     """
     recipe = fitted(recipe, dataset)
     check_fit(dataset, recipe.config())
@@ -458,7 +487,7 @@ def train(
     # A run that goes on has its weights, and may have lost what it started from.
     fresh = dataclasses.replace(recipe, finetune=None) if begun else recipe
     model = build_model(fresh, backend)
-    trainer = build_trainer(recipe, backend, model, len(stream))
+    trainer = build_trainer(recipe, backend, model, len(stream), processes)
     checkpoint = backend.module("checkpoint")
     normalised = {"mean": part.mean.tolist(), "std": part.std.tolist()}
     metadata = {
@@ -473,7 +502,10 @@ def train(
         progress = Progress(**training.get("progress", {"epoch": training["epoch"]}))
     saved = trainer.steps
     saved_at = time.monotonic()
-    with folder.open_metrics(progress.epoch, trainer.steps) as write:
+    with (
+        trainer if backend.name == "numpy" else nullcontext(),
+        folder.open_metrics(progress.epoch, trainer.steps) as write,
+    ):
 
         def scored(images: Part) -> Scores:
             return evaluate(model, backend, images, mean=part.mean, std=part.std)
@@ -509,10 +541,8 @@ def train(
                         backend.array(batch.images, recipe.dtype),
                         backend.array(batch.labels, recipe.dtype),
                     )
-                except FloatingPointError as error:
-                    raise FloatingPointError(
-                        f"{error}; {folder.last_good(saved)}"
-                    ) from None
+                except (FloatingPointError, ChildProcessError) as error:
+                    raise type(error)(f"{error}; {folder.last_good(saved)}") from None
                 step = Step(
                     step=result.step + 1,
                     epoch=progress.epoch + 1,

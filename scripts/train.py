@@ -57,6 +57,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=positive, metavar="N")
     parser.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="numpy only: processes that share each step, to the same bits "
+        "(default: as many as pay; 1: threads alone)",
+    )
+    parser.add_argument(
         "--recompute",
         action="store_true",
         help="compute blocks again in backward: less memory, the same bits",
@@ -166,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
             stop=lambda: bool(signals),
             save_steps=args.save_steps,
             save_minutes=args.save_minutes,
+            processes=args.processes,
         )
         done = None
         try:

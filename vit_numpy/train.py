@@ -1,6 +1,6 @@
 """Training a Vision Transformer, one step at a time, and evaluating it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -19,12 +19,18 @@ from vit_numpy.optim import Optimizer, clip_grad_norm, combined_norm, layer_of
 from vit_numpy.schedule import Schedule
 from vit_numpy.workers import Unchanged, Workers, is_shared
 
-# A shard pays for being handed to a thread from about this many multiplications on,
-# and more than two pay while each has so many rows: with fewer, the products run at a
-# lower rate, and adding up the shards' gradients shows.
+# A second shard pays from about so many multiplications in each on, by processes; by
+# threads, which wait for each other's calls, it does from more. More than two shards
+# pay while each has so many rows as well: with fewer, products run at a lower rate, and
+# calls and the sum of the shards' gradients show. Fitted, on two cores, to steps of
+# network1 to 3, ti16, s16 and b16, of 100, 100, 50, 8, 4 and 2 images.
+_SECOND_WORK = 1 << 21
 _SHARD_WORK = 1 << 25
-_SHARD_ROWS = 512
+_SHARD_ROWS = 1536
 _MOST_SHARDS = 8
+
+# Evaluation sums up nothing, so that its pieces can be smaller.
+_PIECE_ROWS = 512
 
 
 class StepMasks(Protocol):
@@ -233,12 +239,11 @@ class Trainer:
 
         # What is not finite is looked for below, and named.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if _are_arrays(images, labels) and self._workers and len(spans) > 1:
-                total, total_grads = self._by_processes(task, images, labels)
+            if self._workers and len(spans) > 1 and _are_arrays(images, labels):
+                total, grads, norms = self._by_processes(task, images, labels)
             else:
-                total, total_grads = self._by_threads(task, images, labels)
-            grads = total_grads.totals
-            norm = combined_norm(total_grads.norms.values())
+                total, grads, norms = self._by_threads(task, images, labels)
+            norm = combined_norm(norms)
         if not np.isfinite(total.loss):
             values = dict(model.named_parameters())
             with np.errstate(all="ignore"), no_grad():
@@ -264,7 +269,7 @@ class Trainer:
 
     def _by_threads(
         self, task: _Task, images: Array, labels: NDArray[Any]
-    ) -> tuple[_Shard, parallel.PairwiseSum]:
+    ) -> tuple[_Shard, Grads, Iterable[np.floating[Any]]]:
         """Work through all shards in this process."""
         sums = parallel.PairwiseSum(len(task.spans), self._names)
 
@@ -279,21 +284,22 @@ class Trainer:
                 partial(sums.add, index),
             )
 
-        return parallel.fold(work, range(len(task.spans)), _add), sums
+        total = parallel.fold(work, range(len(task.spans)), _add)
+        return total, sums.totals, sums.norms.values()
 
     def _by_processes(
         self, task: _Task, images: Array, labels: NDArray[Any]
-    ) -> tuple[_Shard, parallel.PairwiseSum]:
+    ) -> tuple[_Shard, Grads, Iterable[np.floating[Any]]]:
         """Work through the first group of shards here, through the others there."""
         workers = self._workers
         if workers is None or workers.closed:
             return self._by_threads(task, images, labels)
         self._unchanged.check(self.model)
-        own, *others = _groups(task.spans, 1 + len(workers.outputs))
+        own, *others = _groups(task.spans, len(workers.outputs))
         first = others[0][0][0]
         tasks = [task._replace(spans=spans, first=first) for spans in others]
         workers.start(tasks, [images[first:], labels[first:]])
-        sums = parallel.PairwiseSum(1 + len(others), self._names)
+        outputs = workers.outputs[: 1 + len(others)]
         with parallel.one_blas_thread():
             parts = _work_through(
                 self.model,
@@ -301,13 +307,17 @@ class Trainer:
                 self._first_layer,
                 task._replace(spans=own),
                 (images, labels),
-                lambda name, grad: sums.add(0, {name: grad}),
+                outputs[0].hand_on,
             )
         for result in workers.finish():
             parts += result
-        for i in range(len(others)):
-            sums.add(1 + i, workers.outputs[i])
-        return reduce(_add, parts), sums
+        while len(outputs) > 1:
+            for one, other in zip(outputs[::2], outputs[1::2], strict=False):
+                np.add(one.flat, other.flat, out=one.flat)
+            outputs = outputs[::2]
+        grads = outputs[0].views
+        norms = np.sqrt([np.vdot(grad, grad) for grad in grads.values()])
+        return reduce(_add, parts), grads, norms
 
     def _fail(self, what: str, value: float, tensors: Mapping[str, Array]) -> None:
         """Raise the error of a step that is not finite."""
@@ -377,7 +387,8 @@ def evaluate(model: VisionTransformer, images: Array, batch_size: int = 256) -> 
     spans = []
     for start in range(0, max(len(images), 1), batch_size):
         size = min(batch_size, len(images) - start)
-        pieces = parallel.split(size, _num_pieces(model.config, size))
+        count = _num_pieces(model.config, size, _SHARD_WORK, _PIECE_ROWS)
+        pieces = parallel.split(size, count)
         spans += [(start + first, start + last) for first, last in pieces]
     with no_grad():
         if len(spans) == 1:
@@ -396,20 +407,26 @@ def num_shards(config: ViTConfig, batch_size: int) -> int:
     It follows from the work in a batch, never from the machine, so that results do not
     depend on where they were computed.
     """
-    return min(_num_pieces(config, batch_size), _MOST_SHARDS)
+    pieces = _num_pieces(config, batch_size, _SECOND_WORK, _SHARD_ROWS)
+    return min(pieces, _MOST_SHARDS)
 
 
-def _num_pieces(config: ViTConfig, batch_size: int) -> int:
-    """Return in how many pieces threads had best work on a batch: a power of two."""
+def _num_pieces(
+    config: ViTConfig, batch_size: int, second_work: int, least_rows: int
+) -> int:
+    """Return in how many pieces to work on a batch: a power of two.
+
+    Two have at least `second_work` multiplications each; more have at least
+    `_SHARD_WORK`, and `least_rows` rows.
+    """
     tokens, dim = config.num_tokens, config.dim
     per_token = 4 * dim * dim + 2 * dim * config.mlp_dim + 2 * tokens * dim
     rows = batch_size * tokens
     work = rows * config.depth * per_token
-    most = max(rows // _SHARD_ROWS, 2)
-    pieces = 1
-    while 2 * pieces <= min(batch_size, most, work // _SHARD_WORK):
-        pieces *= 2
-    return pieces
+    if batch_size < 2 or work < 2 * second_work:
+        return 1
+    most = min(batch_size, rows // least_rows, work // _SHARD_WORK)
+    return 1 << max(most, 2).bit_length() - 1
 
 
 def count_correct(logits: Array, targets: NDArray[Any]) -> int:

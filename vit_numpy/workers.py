@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -170,6 +170,17 @@ class _Board:
         return arrays
 
 
+class Output(NamedTuple):
+    """Named arrays in shared memory: side by side in `flat`, and as views of it."""
+
+    flat: Array
+    views: dict[str, Array]
+
+    def hand_on(self, name: str, array: Array) -> None:
+        """Copy an array to its place."""
+        np.copyto(self.views[name], array)
+
+
 class Workers:
     """Forked processes, each of which does a part of every task.
 
@@ -177,7 +188,7 @@ class Workers:
     ----------
     work : callable
         work(task, arrays, hand_on) -> result, run in the workers. It gives named arrays
-        of the shapes below to hand_on(name, array); they come to `outputs`.
+        of the shapes below to hand_on(name, array), which copies them to its output.
     shapes : mapping of str to tuple of int
     dtype : dtype
         Of those arrays.
@@ -186,9 +197,9 @@ class Workers:
 
     Attributes
     ----------
-    outputs : list of dict of ndarray
-        What each worker has handed on, once `finish` has returned: views of its memory,
-        which the next task overwrites.
+    outputs : list of Output
+        What each process has handed on: this one first, which has `hand_on` of its own,
+        then the workers, once `finish` has returned. The next task overwrites it.
     closed : bool
 
     Raises
@@ -222,7 +233,7 @@ class Workers:
             )
         parallel.end_threads()
         context = multiprocessing.get_context("fork")
-        self.outputs = [_views(shapes, dtype) for _ in range(count)]
+        self.outputs = [_output(shapes, dtype) for _ in range(1 + count)]
         self._board = _Board()
         self._connections: list[Connection] = []
         self._processes: list[ForkProcess] = []
@@ -232,12 +243,18 @@ class Workers:
         )
         # Before multiprocessing's own hook, which would wait for the workers.
         atexit.register(self._end)
-        for output in self.outputs:
+        for output in self.outputs[1:]:
             connection, other = context.Pipe()
             self._connections.append(connection)
             process = context.Process(
                 target=_serve,
-                args=(other, list(self._connections), work, self._board, output),
+                args=(
+                    other,
+                    list(self._connections),
+                    work,
+                    self._board,
+                    output.hand_on,
+                ),
                 daemon=True,
             )
             process.start()
@@ -296,8 +313,7 @@ class Workers:
             reason = self._death()
             self.close()
             raise ChildProcessError(
-                f"a worker process {reason}; the step was not made, and the next "
-                "ones are made by threads"
+                f"a worker process {reason}; the step was not made"
             ) from None
         except KeyboardInterrupt:
             self.close()
@@ -322,8 +338,8 @@ class Workers:
         atexit.unregister(self._end)
 
 
-def _views(shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike) -> dict[str, Array]:
-    """Return arrays of these shapes, side by side in shared memory."""
+def _output(shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike) -> Output:
+    """Return arrays of these shapes in shared memory."""
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     flat = shared_empty(sum(sizes.values()), dtype)
     views = {}
@@ -331,7 +347,7 @@ def _views(shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike) -> dict[str,
     for name, size in sizes.items():
         views[name] = flat[start : start + size].reshape(shapes[name])
         start += size
-    return views
+    return Output(flat, views)
 
 
 def _serve(
@@ -339,7 +355,7 @@ def _serve(
     parents: Sequence[Connection],
     work: Work,
     board: _Board,
-    output: Mapping[str, Array],
+    hand_on: Callable[[str, Array], object],
 ) -> None:
     """Do tasks until told to end, or until the parent has gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -348,10 +364,6 @@ def _serve(
     for other in parents:
         other.close()
     parallel.set_num_threads(1)
-
-    def hand_on(name: str, array: Array) -> None:
-        np.copyto(output[name], array)
-
     with suppress(EOFError, OSError), parallel.one_blas_thread():
         while (message := connection.recv()) is not None:
             task, places = message

@@ -242,6 +242,7 @@ def measure(
     coretype: str = "",
     build_limit: float = 300.0,
     progress: Callable[[str], object] = lambda line: None,
+    processes: int | None = None,
 ) -> Bench:
     """Measure every backend on every workload.
 
@@ -260,6 +261,9 @@ def measure(
         Seconds after which a backend that is not ready, as in compilation, is given up.
     progress : callable, optional
         Told what is being measured.
+    processes : int, optional
+        Processes that share a training step of vit_numpy; by default as many as pay
+        with the workload's threads, 1 for threads alone.
 
     Raises
     ------
@@ -296,6 +300,7 @@ def measure(
             coretype,
             build_limit,
             rates[workload.threads],
+            processes,
         )
     return bench
 
@@ -311,6 +316,7 @@ def _measure_one(
     coretype: str,
     build_limit: float,
     rate: float,
+    processes: int | None,
 ) -> list[Row]:
     """Measure one workload; a row for each backend, or for each of its layers."""
     arguments = (
@@ -318,6 +324,7 @@ def _measure_one(
         workload.config.to_dict(),
         workload.batch,
         workload.threads,
+        processes,
     )
     workers: dict[str, _Worker] = {}
     try:
@@ -409,9 +416,8 @@ class _Worker:
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(
-            target=target, args=(other, *arguments), daemon=True
-        )
+        # No daemon, which could have no processes of its own.
+        self.process = context.Process(target=target, args=(other, *arguments))
         with _variables(threads, coretype):
             self.process.start()
         other.close()

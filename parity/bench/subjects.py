@@ -32,8 +32,12 @@ def batch(config: ViTConfig, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return images, rng.integers(0, max(config.num_classes, 1), size)
 
 
-def build(backend: str, what: str, config: ViTConfig, size: int) -> dict[str, Call]:
+def build(
+    backend: str, what: str, config: ViTConfig, size: int, processes: int | None = 1
+) -> dict[str, Call]:
     """Return what to call, by name: `'step'`, or the layers' names.
+
+    vit_numpy's training step is shared by so many processes; by None, as many as pay.
 
     Raises
     ------
@@ -47,7 +51,7 @@ def build(backend: str, what: str, config: ViTConfig, size: int) -> dict[str, Ca
 
         return (numpy_layers if backend == "numpy" else torch_layers)(config, size)
     if backend == "numpy":
-        return {"step": numpy_step(what, config, size)}
+        return {"step": numpy_step(what, config, size, processes)}
     if backend == "jax":
         from parity.bench.jax_twin import jax_step
 
@@ -56,19 +60,23 @@ def build(backend: str, what: str, config: ViTConfig, size: int) -> dict[str, Ca
     return {"step": torch_step(name, what, config, size, bool(compiled))}
 
 
-def numpy_step(what: str, config: ViTConfig, size: int) -> Call:
+def numpy_step(what: str, config: ViTConfig, size: int, processes: int | None) -> Call:
     """Return a step of vit_numpy: the whole of `Trainer.step`, or `evaluate`."""
     import vit_numpy
     from vit_numpy.optim import flatten_parameters
+    from vit_numpy.workers import usual_processes
 
     model = vit_numpy.VisionTransformer(config)
     vit_numpy.init_weights(model, 0)
     images, labels = batch(config, size)
     if what == "infer":
         return lambda: vit_numpy.evaluate(model, images)
-    flatten_parameters(model)
+    if processes is None:
+        processes = usual_processes(model)
+    flatten_parameters(model, shared=processes > 1)
     groups = vit_numpy.param_groups(model, WEIGHT_DECAY)
-    trainer = vit_numpy.Trainer(model, vit_numpy.AdamW(groups, LEARNING_RATE))
+    optimizer = vit_numpy.AdamW(groups, LEARNING_RATE)
+    trainer = vit_numpy.Trainer(model, optimizer, processes=processes)
     return lambda: trainer.step(images, labels)
 
 

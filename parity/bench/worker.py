@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def serve(
     fields: dict[str, Any],
     size: int,
     threads: int,
+    processes: int | None,
 ) -> None:
     """Build what is timed, then time what is asked for until None is.
 
@@ -35,7 +37,7 @@ def serve(
     """
     try:
         calls, peak = _prepare(
-            backend, what, ViTConfig.from_dict(fields), size, threads
+            backend, what, ViTConfig.from_dict(fields), size, threads, processes
         )
     except Exception as error:  # whatever a library raises is its row's result
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -72,7 +74,12 @@ def time_calls(call: Callable[[], object], seconds: float) -> list[float]:
 
 
 def _prepare(
-    backend: str, what: str, config: ViTConfig, size: int, threads: int
+    backend: str,
+    what: str,
+    config: ViTConfig,
+    size: int,
+    threads: int,
+    processes: int | None,
 ) -> tuple[dict[str, Callable[[], object]], Callable[[], float | None]]:
     from parity.bench.subjects import build, load, parameter_count
     from vit_numpy.allocator import keep_freed_memory
@@ -81,7 +88,12 @@ def _prepare(
     _use_threads(backend, threads)
     load(backend)
     before = _memory("VmRSS")
-    calls = build(backend, what, config, size)
+    calls = build(backend, what, config, size, processes)
+    # Forked, they begin with all that this process has: what they add is counted.
+    workers = {
+        child.pid: _memory("VmRSS", child.pid)
+        for child in multiprocessing.active_children()
+    }
     # Optimizers make their arrays in construction or in the first step, so all but
     # the parameters is counted: gradients, moments, activations.
     parameters = 4 * parameter_count(config)
@@ -94,7 +106,10 @@ def _prepare(
         after = _memory("VmHWM")
         if before is None or after is None:
             return None
-        return (after - before - parameters) / MIB
+        added = after - before - parameters
+        for pid, begun in workers.items():
+            added += (_memory("VmHWM", pid) or 0) - (begun or 0)
+        return added / MIB
 
     return calls, peak
 
@@ -115,9 +130,9 @@ def _use_threads(backend: str, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _memory(field: str) -> int | None:
-    """Return a line of /proc/self/status in bytes, or None where there is none."""
-    status = Path("/proc/self/status")
+def _memory(field: str, process: int | str | None = "self") -> int | None:
+    """Return a line of a process's status in bytes, or None where there is none."""
+    status = Path(f"/proc/{process}/status")
     if not sys.platform.startswith("linux") or not status.exists():
         return None
     for line in status.read_text().splitlines():

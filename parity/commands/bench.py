@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: those installed; growth: numpy and torch)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="default: all")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="that share a training step of numpy (default: as many as pay; "
+        "1: threads alone)",
+    )
     parser.add_argument("--batch", type=positive, metavar="N", help="images a step")
     parser.add_argument(
         "--dropout",
@@ -136,6 +143,7 @@ def _measure(args: argparse.Namespace) -> Bench:
             "" if coretype == "native" else coretype,
             args.compile_limit,
             lambda line: print(line, file=sys.stderr, flush=True),
+            args.processes,
         )
         bench.rows += part.rows
         bench.environment = bench.environment or part.environment

@@ -33,6 +33,8 @@ def progress_bar(
     if not shown:
         yield lambda count: None
         return
+    # No thread that watches over bars: a process with threads had better not fork.
+    tqdm.monitor_interval = 0
     scale = unit == "B"
     with tqdm(desc=title, total=total, unit=unit, unit_scale=scale, leave=False) as bar:
         yield bar.update

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from vit_numpy import parallel
+from vit_numpy import parallel, train
 from vit_numpy.config import preset
 from vit_numpy.functional import exp_scores, over_features, row_sum
 from vit_numpy.init import init_weights
@@ -40,6 +40,7 @@ def make(name, overrides, batch_size):
 def test_training_gives_the_same_bits_for_any_threads(
     name, overrides, batch_size, monkeypatch
 ):
+    monkeypatch.setattr(train, "_SHARD_ROWS", 512)
     runs = []
     for threads in THREADS:
         monkeypatch.setattr(parallel, "_num_threads", threads)
@@ -126,6 +127,7 @@ def test_a_sink_takes_the_gradients_that_backward_else_returns():
 
 def test_a_step_holds_few_copies_of_the_gradients(monkeypatch):
     monkeypatch.setattr(parallel, "_num_threads", 1)
+    monkeypatch.setattr(train, "_SHARD_ROWS", 512)
     overrides = {"depth": 6, "image_size": 32, "patch_size": 4, "num_classes": 10}
     model, images, labels = make("s16", overrides, 64)
     assert num_shards(model.config, 64) == 8

@@ -52,6 +52,7 @@ def test_it_learns():
 
 
 def test_bits_do_not_depend_on_threads(monkeypatch):
+    monkeypatch.setattr(train, "_SECOND_WORK", 1000)
     monkeypatch.setattr(train, "_SHARD_WORK", 1000)
     monkeypatch.setattr(train, "_SHARD_ROWS", 8)
     assert num_shards(CONFIG, 16) == 8
@@ -71,6 +72,7 @@ def test_bits_do_not_depend_on_threads(monkeypatch):
 
 def test_shards_give_the_gradient_of_the_whole_batch(monkeypatch):
     """Against one forward and backward of the whole batch, with the same masks."""
+    monkeypatch.setattr(train, "_SECOND_WORK", 1000)
     monkeypatch.setattr(train, "_SHARD_WORK", 1000)
     model = VisionTransformer(CONFIG)
     init_weights(model, 1, "xavier", zero_head=False)
@@ -93,8 +95,10 @@ def test_shards_give_the_gradient_of_the_whole_batch(monkeypatch):
 
 
 def test_number_of_shards_follows_from_the_work():
-    assert num_shards(preset("network1"), 100) == 1
-    assert num_shards(preset("network3"), 50) == 4
+    assert num_shards(preset("network1"), 16) == 1
+    assert num_shards(preset("network1"), 100) == 2
+    assert num_shards(preset("network3"), 50) == 2
+    assert num_shards(preset("network3"), 128) == 4
     assert num_shards(preset("ti16"), 8) == 2
     assert num_shards(preset("ti16"), 64) == 8
     assert num_shards(preset("b16"), 2) == 2

@@ -1,6 +1,7 @@
 """A run that is stopped anywhere, by anything, comes out as one that never was."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from parity.training import (
     train,
 )
 from vit_numpy.checkpoint import load
+from vit_numpy.workers import can_fork
 
 ROOT = Path(__file__).parents[2]
 backends = pytest.mark.parametrize("backend", ["numpy", "torch"])
@@ -90,6 +92,33 @@ def timeless(record):
 def records_of(path):
     lines = (path / "metrics.jsonl").read_text("utf-8").splitlines()
     return [timeless(json.loads(line)) for line in lines]
+
+
+@pytest.mark.skipif(not can_fork(), reason="no fork here")
+def test_processes_come_out_as_threads(recipe, dataset, tmp_path):
+    run(recipe, "numpy", dataset, tmp_path / "threads", processes=1)
+    with pytest.raises(TrainingStopped):
+        run(recipe, "numpy", dataset, tmp_path / "two", stop=stop_after(7), processes=2)
+    assert multiprocessing.active_children() == []
+    run(recipe, "numpy", dataset, tmp_path / "two", processes=2)
+    assert_same_run(tmp_path / "two", tmp_path / "threads")
+    with pytest.raises(ValueError, match="processes is of backend 'numpy' alone"):
+        run(recipe, "torch", dataset, tmp_path / "torch", processes=2)
+
+
+@pytest.mark.skipif(not can_fork(), reason="no fork here")
+def test_a_process_that_dies_is_told_with_the_last_checkpoint(
+    recipe, dataset, tmp_path
+):
+    def kill():
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+
+    with pytest.raises(
+        ChildProcessError, match=r"SIGKILL.*not made; no checkpoint was written"
+    ):
+        run(recipe, "numpy", dataset, tmp_path / "run", stop=kill, processes=2)
 
 
 @backends
