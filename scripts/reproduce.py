@@ -74,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
     results = Results(args.results)
     minutes = float("inf") if args.budget is None else args.budget
     deadline = time.monotonic() + 60 * minutes
-    for job in results.collect(args.runs):
-        publish(results, job.recipe, args)
+    found = results.collect(args.runs)
+    if results.by_name:
+        publish(results, {job.recipe for job in found}, args)
+    for job in found:
         print(f"{job.name}: found\n  {outcome(results, job, '')}", flush=True)
     failed = 0
     with StopSignals() as signals:
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             error = make(job, args, deadline, signals)
             folder = args.runs / job.name
             results.record(job, Result.read(job, folder), error)
-            publish(results, job.recipe, args)
+            publish(results, {job.recipe}, args)
             print(f"  {outcome(results, job, error)}", flush=True)
             failed += bool(error)
             if signals:
@@ -99,10 +101,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def publish(results: Results, recipe: str, args: argparse.Namespace) -> None:
-    """Write the page, and draw the curves of a recipe that has new results."""
+def publish(results: Results, changed: set[str], args: argparse.Namespace) -> None:
+    """Write the page, and draw the curves of the recipes that have new results."""
     pictures = args.results.with_suffix("")
-    draw_curves(results, recipe, args.runs, pictures / f"{recipe}.png")
+    for recipe in changed:
+        draw_curves(results, recipe, args.runs, pictures / f"{recipe}.png")
     write_text(args.results.with_suffix(".md"), page(results, pictures.name))
 
 
