@@ -199,8 +199,8 @@ class PairwiseSum:
     ----------
     totals : dict of ndarray
         The sums, complete once every shard has handed in every name.
-    norms : dict of floating
-        Their Euclidean norms, taken while they are still in the cache.
+    squares : dict of floating
+        The sums of their squares, taken while they are still in the cache.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class PairwiseSum:
     ) -> None:
         # In the order of `names`, whichever is complete first.
         self.totals: dict[str, Array] = dict.fromkeys(names, np.empty(0))
-        self.norms: dict[str, np.floating[Any]] = dict.fromkeys(self.totals, _ZERO)
+        self.squares: dict[str, np.floating[Any]] = dict.fromkeys(self.totals, _ZERO)
         self._shards = shards
         # Not `or self._keep`: an object that holds its own method is freed late.
         self._hand_on = hand_on
@@ -240,9 +240,9 @@ class PairwiseSum:
                 self._hand_on(name, total)
 
     def _keep(self, name: str, total: Array) -> None:
-        """Keep a sum, and its norm."""
+        """Keep a sum, and that of its squares."""
         self.totals[name] = total
-        self.norms[name] = np.sqrt(np.vdot(total, total))
+        self.squares[name] = np.vdot(total, total)
 
     def _climb(self, place: int, name: str, array: Array) -> Array | None:
         """Add up pairs while the other term is there; return what is the total."""

@@ -240,10 +240,10 @@ class Trainer:
         # What is not finite is looked for below, and named.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             if self._workers and len(spans) > 1 and _are_arrays(images, labels):
-                total, grads, norms = self._by_processes(task, images, labels)
+                total, grads, squares = self._by_processes(task, images, labels)
             else:
-                total, grads, norms = self._by_threads(task, images, labels)
-            norm = combined_norm(norms)
+                total, grads, squares = self._by_threads(task, images, labels)
+            norm = combined_norm(np.sqrt(list(squares)))
         if not np.isfinite(total.loss):
             values = dict(model.named_parameters())
             with np.errstate(all="ignore"), no_grad():
@@ -285,7 +285,7 @@ class Trainer:
             )
 
         total = parallel.fold(work, range(len(task.spans)), _add)
-        return total, sums.totals, sums.norms.values()
+        return total, sums.totals, sums.squares.values()
 
     def _by_processes(
         self, task: _Task, images: Array, labels: NDArray[Any]
@@ -316,8 +316,8 @@ class Trainer:
                 np.add(one.flat, other.flat, out=one.flat)
             outputs = outputs[::2]
         grads = outputs[0].views
-        norms = np.sqrt([np.vdot(grad, grad) for grad in grads.values()])
-        return reduce(_add, parts), grads, norms
+        squares = [np.vdot(grad, grad) for grad in grads.values()]
+        return reduce(_add, parts), grads, squares
 
     def _fail(self, what: str, value: float, tensors: Mapping[str, Array]) -> None:
         """Raise the error of a step that is not finite."""

@@ -81,7 +81,7 @@ def test_pairs_are_the_same_in_any_order():
         for shard in order:
             total.add(shard, {"weight": terms[shard].copy()})
         np.testing.assert_array_equal(total.totals["weight"], expected, strict=True)
-        assert total.norms["weight"] == np.sqrt(np.vdot(expected, expected))
+        assert total.squares["weight"] == np.vdot(expected, expected)
 
 
 def test_threads_that_add_at_once_lose_nothing():
