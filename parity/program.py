@@ -1,8 +1,4 @@
-"""What commands and programs share: exit statuses, checks of options, quiet endings.
-
-Programs import this first: from then on Ctrl-C ends them with one line, also while
-their other modules are still being imported.
-"""
+"""What commands and programs share: exit statuses, checks of options, quiet endings."""
 
 from __future__ import annotations
 
@@ -74,6 +70,15 @@ def _interrupted() -> int:
     return INTERRUPTED
 
 
+def answer_interrupts() -> None:
+    """From now on let Ctrl-C end the program with one line, wherever it strikes.
+
+    Programs call this before their other imports, which take longer than many a user
+    waits; `main_of` comes too late for them.
+    """
+    sys.excepthook = _report
+
+
 def _report(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
@@ -81,9 +86,6 @@ def _report(
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(_interrupted())
     sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _report
 
 
 def with_output(run: Callable[[], int]) -> int:

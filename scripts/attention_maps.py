@@ -7,7 +7,9 @@ Writes attention.png and attention.npz, with the arrays `heads` (depth, heads, r
 columns), `rollout` (rows, columns) and `image` (C, H, W).
 """
 
-from parity.program import Parser, main_of, summary_of
+from parity.program import Parser, answer_interrupts, main_of, summary_of
+
+answer_interrupts()
 
 import argparse
 import sys

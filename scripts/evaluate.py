@@ -4,7 +4,16 @@
 python scripts/evaluate.py runs/network1-numpy/last.safetensors --backend torch
 """
 
-from parity.program import Parser, check_target, main_of, positive, summary_of
+from parity.program import (
+    Parser,
+    answer_interrupts,
+    check_target,
+    main_of,
+    positive,
+    summary_of,
+)
+
+answer_interrupts()
 
 import argparse
 import csv

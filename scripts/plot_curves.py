@@ -4,7 +4,9 @@
 python scripts/plot_curves.py runs/network1-numpy runs/network1-torch --out curves.png
 """
 
-from parity.program import Parser, main_of, positive, summary_of
+from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+
+answer_interrupts()
 
 import argparse
 import sys

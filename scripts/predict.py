@@ -8,7 +8,16 @@ network of digits they may be dark on light or light on dark; what was done to e
 said beneath it, and drawn by --show.
 """
 
-from parity.program import BAD_INPUT, Parser, main_of, positive, summary_of
+from parity.program import (
+    BAD_INPUT,
+    Parser,
+    answer_interrupts,
+    main_of,
+    positive,
+    summary_of,
+)
+
+answer_interrupts()
 
 import argparse
 import json

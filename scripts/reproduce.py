@@ -9,7 +9,9 @@ or a backend and --results of its own; `--budget 0` then writes one page of all 
 finished.
 """
 
-from parity.program import Parser, main_of, positive, summary_of
+from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+
+answer_interrupts()
 
 import argparse
 import os

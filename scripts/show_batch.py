@@ -6,7 +6,9 @@ python scripts/show_batch.py network3 --epoch 2 --out batch.png
 They are the very images that both backends train on, in that epoch of that recipe.
 """
 
-from parity.program import Parser, main_of, positive, summary_of
+from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+
+answer_interrupts()
 
 import argparse
 import sys

@@ -5,7 +5,9 @@ python scripts/summary.py b16
 python scripts/summary.py runs/network1-numpy/last.safetensors --batch-size 100
 """
 
-from parity.program import Parser, main_of, positive, summary_of
+from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+
+answer_interrupts()
 
 import argparse
 import json

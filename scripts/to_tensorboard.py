@@ -5,7 +5,9 @@ python scripts/to_tensorboard.py runs/network1-numpy runs/network1-torch --out l
 tensorboard --logdir logs
 """
 
-from parity.program import Parser, main_of, summary_of
+from parity.program import Parser, answer_interrupts, main_of, summary_of
+
+answer_interrupts()
 
 import argparse
 import sys

@@ -7,7 +7,9 @@ python scripts/train.py folder-224 --backend torch --data folder:pictures \
     --from model.safetensors --linear-probe
 """
 
-from parity.program import Parser, main_of, positive, summary_of
+from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+
+answer_interrupts()
 
 import argparse
 import sys

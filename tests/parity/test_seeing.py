@@ -18,6 +18,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 def program(name, *arguments, monkeypatch):
     """Run a program in this process; return its exit status."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
