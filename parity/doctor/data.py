@@ -108,11 +108,11 @@ def outputs() -> Iterator[Change]:
 
 
 def _normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (x - mean) / std
+    return (x - mean.to(x.dtype)) / std.to(x.dtype)
 
 
 def _denormalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return x * std + mean
+    return x * std.to(x.dtype) + mean.to(x.dtype)
 
 
 def _short(values: Sequence[float]) -> str:

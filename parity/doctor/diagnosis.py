@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,11 @@ from parity.doctor.search import Search
 from parity.doctor.setup import Change, as_given
 from vit_numpy.config import ViTConfig
 
-# Changes that the search puts together, and how many of the best it goes on from.
+# Changes that the search puts together, and how many of the best it goes on from: from
+# few first, which finds most of what there is.
 MOST_CHANGES = 3
 _BEAM = 12
+_FEW = 3
 _JUDGED = 6
 
 # As near as single precision comes: what is to be judged now, not to be looked for.
@@ -165,22 +168,44 @@ def diagnose(
 
 def _explore(search: Search, changes: Sequence[Change], result: Diagnosis) -> None:
     """Try single changes, then more together; leave what is found in the result."""
-    level = [search.run((change,)) for change in changes]
-    best: list[Explanation] = []
-    for count in range(1, MOST_CHANGES + 1):
-        level = _nearest(level)
-        judged = search.judged(level[:_JUDGED])
-        result.found = [e for e in judged if e.agrees]
-        best = _nearest([*best, *(e for e in judged if not e.agrees)])[:3]
-        result.closest = best
-        if result.found or count == MOST_CHANGES or search.late:
+    singles = _nearest(list(_single(search, changes)))
+    if _settled(search, singles, result):
+        return
+    # First on from the few that came nearest, as deep as it goes; then from all, as one
+    # of two right changes may bring the outputs no nearer by itself.
+    for width in (_FEW, len(changes)):
+        level = singles
+        for count in range(2, MOST_CHANGES + 1):
+            starts = [e for e in level if math.isfinite(e.distance)]
+            starts = starts[: width if count == 2 else min(width, _BEAM)]
+            level = _nearest(list(_extended(search, starts, changes)))
+            if _settled(search, level, result):
+                return
+
+
+def _settled(search: Search, level: Sequence[Explanation], result: Diagnosis) -> bool:
+    """Judge the nearest; tell whether they explain the outputs, or time is over."""
+    judged = search.judged(level[:_JUDGED])
+    agreeing = [e for e in judged if e.agrees]
+    if agreeing:
+        # What three changes explain, two of them may explain as well.
+        fewer = itertools.combinations(
+            agreeing[0].changes, len(agreeing[0].changes) - 1
+        )
+        simpler = search.judged([search.run(changes) for changes in fewer if changes])
+        result.found = [e for e in simpler if e.agrees] or agreeing
+    others = {e.names: e for e in (*result.closest, *judged) if not e.agrees}
+    result.closest = _nearest(list(others.values()))[:3]
+    return bool(result.found) or search.late
+
+
+def _single(search: Search, changes: Sequence[Change]) -> Iterator[Explanation]:
+    """Yield each change by itself: several may explain the outputs equally well."""
+    for change in changes:
+        if search.late:
+            search.complete = False
             return
-        # First on from those that came nearest; for pairs then all others, as one of
-        # two right changes may bring the outputs no nearer by itself.
-        starts = [e for e in level if math.isfinite(e.distance)]
-        if count > 1:
-            starts = starts[:_BEAM]
-        level = list(_extended(search, starts, changes))
+        yield search.run((change,))
 
 
 def _extended(

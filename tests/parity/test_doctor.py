@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import vit_torch
 from parity.cli import main
 from parity.doctor import Diagnosis, diagnose
+from parity.doctor.search import Search
 
 FIELDS: dict[str, Any] = dict(
     image_size=8,
@@ -233,6 +234,43 @@ def test_two_mistakes_are_named_together() -> None:
     )
     assert set(found.found[0].names) == {"qkv-order:qvk", "activation:gelu_tanh"}
     assert "and" in found.conclusion
+
+
+def three_mistakes() -> Diagnosis:
+    model, images = network(act="gelu_tanh", norm_eps=1e-3), pictures()
+    port = both(model, swap_kv)
+    config = vit_torch.ViTConfig(**FIELDS | {"act": "gelu_tanh"})
+    port = {
+        n: w.T.copy() if n.endswith("attn.proj.weight") else w for n, w in port.items()
+    }
+    return diagnose(config, port, images, outputs(model, images), seconds=120)
+
+
+THREE = {"qkv-order:qvk", "transposed-attn.proj:transposed", "norm-eps:0.001"}
+
+
+def test_three_mistakes_are_named_before_all_pairs_are_tried() -> None:
+    found = three_mistakes()
+    assert set(found.found[0].names) == THREE
+    assert found.tried < 500
+
+
+def test_a_large_network_is_looked_at_in_a_quicker_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fewer images and float32 are for looking; what is named is judged in full."""
+    monkeypatch.setattr("parity.doctor.search._COSTLY", 0.0)
+    monkeypatch.setattr("parity.doctor.search._LOGITS", 5)
+    seen: set[tuple[int, torch.dtype]] = set()
+    original = Search.function
+
+    def watched(self: Search, setup: Any) -> Any:
+        seen.add((len(setup.images), setup.images.dtype))
+        return original(self, setup)
+
+    monkeypatch.setattr(Search, "function", watched)
+    assert set(three_mistakes().found[0].names) == THREE
+    assert seen == {(1, torch.float32), (3, torch.float64)}
 
 
 def test_nothing_is_wrong() -> None:
