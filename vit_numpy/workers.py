@@ -22,6 +22,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -239,7 +240,12 @@ class Workers:
         self._processes: list[ForkProcess] = []
         self._waiting = 0
         self._end = weakref.finalize(
-            self, _end, self._processes, self._connections, self._board.file
+            self,
+            _end,
+            os.getpid(),
+            self._processes,
+            self._connections,
+            self._board.file,
         )
         # Before multiprocessing's own hook, which would wait for the workers.
         atexit.register(self._end)
@@ -277,9 +283,16 @@ class Workers:
         # Left over where this process failed at its own part.
         self._receive()
         places = self._board.put(arrays)
-        for task, connection in zip(tasks, self._connections, strict=False):
-            self._guarded(partial(connection.send, (task, places)))
-            self._waiting += 1
+        for i, task in enumerate(tasks):
+            try:
+                self._guarded(i, partial(self._connections[i].send, (task, places)))
+                self._waiting += 1
+            except Exception:
+                # Nothing was sent: it could not be pickled.
+                raise
+            except BaseException:
+                self.close()
+                raise
 
     def finish(self) -> list[Any]:
         """Return the results of the tasks, in their order.
@@ -301,36 +314,25 @@ class Workers:
     def _receive(self) -> list[tuple[bool, Any]]:
         """Return what the workers that have a task answer, once all have."""
         waiting, self._waiting = self._waiting, 0
-        return [
-            self._guarded(connection.recv) for connection in self._connections[:waiting]
-        ]
-
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        """Use a pipe; end all workers where it is broken, or its use interrupted."""
         try:
-            return call()
-        except (EOFError, OSError):
-            reason = self._death()
-            self.close()
-            raise ChildProcessError(
-                f"a worker process {reason}; the step was not made"
-            ) from None
-        except KeyboardInterrupt:
+            return [self._guarded(i, self._connections[i].recv) for i in range(waiting)]
+        except BaseException:
+            # Interrupted, it leaves an answer in a pipe, or a part of one.
             self.close()
             raise
 
-    def _death(self) -> str:
-        """Say how the worker ended whose pipe is broken."""
-        for process in self._processes:
-            process.join(_GRACE if process is self._processes[-1] else 0)
+    def _guarded(self, worker: int, call: Callable[[], Any]) -> Any:
+        """Use a worker's pipe; end all workers where this one has died."""
+        try:
+            return call()
+        except (EOFError, ConnectionError):
+            process = self._processes[worker]
+            process.join(_GRACE)
             code = process.exitcode
-            if code is not None and code < 0:
-                name = signal.Signals(-code).name
-                short = ", as where memory is short" if name == "SIGKILL" else ""
-                return f"was ended by {name}{short}"
-            if code is not None:
-                return f"ended with status {code}"
-        return "does not answer"
+            self.close()
+            raise ChildProcessError(
+                f"a worker process {_ending(code)}; the step was not made"
+            ) from None
 
     def close(self) -> None:
         """End the workers, and wait until they have."""
@@ -365,15 +367,13 @@ def _serve(
         other.close()
     parallel.set_num_threads(1)
     with suppress(EOFError, OSError), parallel.one_blas_thread():
-        while (message := connection.recv()) is not None:
-            task, places = message
-            # In a context of its own: what was set where the fork was made is not.
+        while message := connection.recv_bytes():
             answer: tuple[bool, Any]
             try:
-                answer = (
-                    True,
-                    contextvars.Context().run(work, task, board.get(places), hand_on),
-                )
+                task, places = ForkingPickler.loads(message)
+                # What was set where the fork was made, as by no_grad, is not set here.
+                context = contextvars.Context()
+                answer = True, context.run(work, task, board.get(places), hand_on)
             except Exception as error:
                 answer = False, error
             try:
@@ -386,14 +386,32 @@ def _serve(
                 connection.send((False, RuntimeError(told)))
 
 
+def _ending(code: int | None) -> str:
+    """Say how a process ended, by its exit code."""
+    if code is None:
+        return "does not answer"
+    if code >= 0:
+        return f"ended with status {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (
+        ", as where memory is short" if name == "SIGKILL" else ""
+    )
+
+
 def _end(
-    processes: list[ForkProcess], connections: list[Connection], file: int
+    owner: int,
+    processes: list[ForkProcess],
+    connections: list[Connection],
+    file: int,
 ) -> None:
     """Tell workers to end, wait for them, and kill those that do not."""
+    # A process that was forked meanwhile has copies of all this, which are not its own.
+    if os.getpid() != owner:
+        return
     os.close(file)
     for connection in connections:
         with suppress(OSError):  # it may have ended already
-            connection.send(None)
+            connection.send_bytes(b"")
         connection.close()
     for process in processes:
         process.join(_GRACE)

@@ -267,6 +267,49 @@ def test_closing_leaves_nothing_behind_and_threads_go_on():
         assert len(os.listdir("/proc/self/fd")) == files
 
 
+def test_a_fork_of_the_parent_does_not_end_its_workers():
+    with make(2) as trainer:
+        child = os.fork()
+        if not child:
+            trainer.close()
+            os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+        assert trainer.step(*batch(0)).step == 0
+        assert not trainer._workers.closed
+
+
+def test_an_interrupt_while_waiting_ends_the_workers(monkeypatch):
+    expected = run(make(1))
+    with make(2) as trainer:
+        all_pids = pids(trainer)
+
+        def interrupted():
+            raise KeyboardInterrupt
+
+        (connection,) = trainer._workers._connections
+        monkeypatch.setattr(connection, "recv", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step(*batch(0))
+        assert not any(map(is_running, all_pids))
+        assert_same(run(trainer), expected)
+
+
+def test_a_loss_that_the_workers_have_never_seen_is_told():
+    kind = type("Late", (CrossEntropy,), {})
+    with make(2) as trainer:
+        globals()["Late"] = kind
+        kind.__qualname__ = "Late"
+        try:
+            trainer.loss = kind()
+            with pytest.raises(AttributeError, match="Late"):
+                trainer.step(*batch(0))
+        finally:
+            del globals()["Late"]
+        trainer.loss = CrossEntropy()
+        trainer.step(*batch(0))
+        assert not trainer._workers.closed
+
+
 def test_two_trainers_do_not_keep_each_others_workers():
     with make(2) as one, make(2) as two:
         assert one.step(*batch(0)) == two.step(*batch(0))
