@@ -19,11 +19,9 @@ from parity.doctor.search import Search
 from parity.doctor.setup import Change, as_given
 from vit_numpy.config import ViTConfig
 
-# Changes that the search puts together, and how many of the best it goes on from: from
-# few first, which finds most of what there is.
+# Changes that the search puts together, and how many of the best it goes on from first.
 MOST_CHANGES = 3
 _BEAM = 12
-_FEW = 3
 _JUDGED = 6
 
 # As near as single precision comes: what is to be judged now, not to be looked for.
@@ -171,13 +169,13 @@ def _explore(search: Search, changes: Sequence[Change], result: Diagnosis) -> No
     singles = _nearest(list(_single(search, changes)))
     if _settled(search, singles, result):
         return
-    # First on from the few that came nearest, as deep as it goes; then from all, as one
-    # of two right changes may bring the outputs no nearer by itself.
-    for width in (_FEW, len(changes)):
+    # First on from those that came nearest, as deep as it goes; then from all, as one of
+    # two right changes may bring the outputs no nearer by itself.
+    for width in (_BEAM, len(changes)):
         level = singles
         for count in range(2, MOST_CHANGES + 1):
             starts = [e for e in level if math.isfinite(e.distance)]
-            starts = starts[: width if count == 2 else min(width, _BEAM)]
+            starts = starts[: width if count == 2 else _BEAM]
             level = _nearest(list(_extended(search, starts, changes)))
             if _settled(search, level, result):
                 return
