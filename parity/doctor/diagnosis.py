@@ -169,7 +169,7 @@ def _explore(search: Search, changes: Sequence[Change], result: Diagnosis) -> No
     singles = _nearest(list(_single(search, changes)))
     if _settled(search, singles, result):
         return
-    # First on from those that came nearest, as deep as it goes; then from all, as one of
+    # First on from those that came nearest, as deep as it goes; then from all: one of
     # two right changes may bring the outputs no nearer by itself.
     for width in (_BEAM, len(changes)):
         level = singles
