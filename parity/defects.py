@@ -618,14 +618,14 @@ DEFECTS: tuple[Defect, ...] = (
         "functional.py",
         "strides ignored",
         (
-            "    rows = x.reshape(-1, x.shape[-1])\n    return np",
-            '    rows = x.ravel(order="K").reshape(-1, x.shape[-1])\n    return np',
+            "    rows = x.reshape(-1, x.shape[-1])\n    return _constant",
+            '    rows = x.ravel("K").reshape(-1, x.shape[-1])\n    return _constant',
         ),
     ),
     _defect(
         "a table in float64",
         "functional.py",
         "dtype promotion",
-        ("np.ones(len(rows), x.dtype) @ rows", "np.ones(len(rows)) @ rows"),
+        ("_constant(len(rows), 1, x.dtype) @ rows", "np.ones(len(rows)) @ rows"),
     ),
 )

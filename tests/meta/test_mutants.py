@@ -201,6 +201,31 @@ def test_module_that_holds_on_to_the_original_is_refused():
     assert "but holds held" in done.stderr
 
 
+KEPT = """
+import sys
+import numpy as np
+from parity.mutants.cases import Watch
+from parity.mutants.tree import Tree, package_root
+
+tree = Tree(package_root())
+tree.install()
+from vit_numpy.functional import column_sum
+
+watch, seen = Watch(tree), []
+watch.start()
+for _ in range(2):
+    column_sum(np.ones((2, 3)))
+    seen.append(watch.taken())
+watch.stop()
+sys.exit(not seen[0] == seen[1] != frozenset())
+"""
+
+
+def test_what_is_kept_for_later_calls_is_run_by_each_case():
+    done = run("-c", KEPT)
+    assert done.returncode == 0, done.stderr
+
+
 def contents():
     return {
         path: hashlib.sha256(path.read_bytes()).hexdigest()
