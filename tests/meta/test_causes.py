@@ -12,6 +12,7 @@ import pytest
 
 import vit_numpy.functional as functional
 from parity.causes import CAUSES, explain
+from parity.causes.numbers import Compared, Relation, relations
 from parity.causes.operators import OPERATORS
 from parity.causes.situations import situations
 from parity.causes.updates import UPDATES
@@ -795,6 +796,16 @@ def test_an_unknown_mistake_gets_no_name(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.confidence == "no known cause explains the numbers"
     assert any(fact.startswith("first wrong: out") for fact in found.facts)
     assert len(set(found.facts)) == len(found.facts)
+
+
+def test_what_is_barely_off_is_no_multiple_of_the_truth() -> None:
+    """A factor of 1, or an axis reversed of one element, would explain nothing."""
+    truth = np.random.default_rng(0).standard_normal((4, 1))
+    bound = np.full_like(truth, 1e-6)
+    barely = truth + 2e-6
+    assert relations(Compared(barely, truth, bound), {}, {}) == set()
+    doubled = relations(Compared(2 * truth, truth, bound), {}, {})
+    assert Relation("factor", "2") in doubled
 
 
 def test_two_mistakes_at_once_are_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
