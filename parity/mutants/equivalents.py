@@ -128,7 +128,7 @@ class Proof:
         -------
         difference : float
             The largest difference of two results, in error scales; infinite if names,
-            shapes, dtypes, what is not finite, or what is raised differ.
+            shapes, dtypes or what is not finite differ, or if the change raises.
         count : int
             Cases compared: `cases`, unless too few of these pairs' run the change.
             Those whose branches hang on rounding are not among them.
@@ -235,10 +235,6 @@ def _draw(pair: Pair, regime: str, seed: int) -> list[Case]:
     ][:_TOGETHER]
 
 
-Results = Arrays | str
-"""What comes out of a case, outputs and gradients by name, or what is raised."""
-
-
 class _Sample:
     """A case, and what the original computes of it in every dtype.
 
@@ -257,11 +253,11 @@ class _Sample:
             watch.stop()
         self.lines: Lines = watch.taken()
 
-    def repeated(self) -> list[Results]:
+    def repeated(self) -> list[Arrays | None]:
         """Compute it again, with the package as it is now."""
         return [run.repeated() for run in self._runs]
 
-    def difference(self, repeated: Sequence[Results]) -> float | None:
+    def difference(self, repeated: Sequence[Arrays | None]) -> float | None:
         """Return the largest difference; None where a branch hangs on rounding."""
         found = [
             run.difference(results)
@@ -277,25 +273,29 @@ class _Run:
     def __init__(self, pair: Pair, case: Case, dtype: str) -> None:
         self._make = partial(Trial, pair, case, dtype)
         self._upstream: Arrays = {}
-        self.results = self.repeated()
+        self.results = self._computed()
 
-    def repeated(self) -> Results:
-        """Run forward and backward; return what comes out, or what is raised."""
-        trial = self._make()
+    def repeated(self) -> Arrays | None:
+        """Return what comes out now; None if anything is raised."""
         try:
-            problem = trial.problem
-            outputs, vjp = trial.forward(
-                {
-                    name: np.asarray(x).astype(trial.dtype if _is_floating(x) else None)
-                    for name, x in problem.inputs.items()
-                }
-            )
-            if problem.differentiate and not self._upstream:
-                self._upstream = _cotangents(trial, outputs)
-            upstream = {name: dy.copy() for name, dy in self._upstream.items()}
-            made = outputs | trial.backward(vjp, upstream)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return self._computed()
+        except Exception:
+            return None
+
+    def _computed(self) -> Arrays:
+        """Run forward and backward; return outputs and gradients by name."""
+        trial = self._make()
+        problem = trial.problem
+        outputs, vjp = trial.forward(
+            {
+                name: np.array(x, trial.dtype if _is_floating(x) else None)
+                for name, x in problem.inputs.items()
+            }
+        )
+        if problem.differentiate and not self._upstream:
+            self._upstream = _cotangents(trial, outputs)
+        upstream = {name: dy.copy() for name, dy in self._upstream.items()}
+        made = outputs | trial.backward(vjp, upstream)
         return {name: np.array(value) for name, value in made.items()}
 
     @cached_property
@@ -315,14 +315,12 @@ class _Run:
             return None
         return {name: q.scale for name, q in measured.quantities.items()}
 
-    def difference(self, results: Results) -> float | None:
+    def difference(self, results: Arrays | None) -> float | None:
         """Return the largest difference; None where a branch hangs on rounding."""
+        if results is None or results.keys() != self.results.keys():
+            return math.inf
         if _same(results, self.results):
             return 0.0
-        if isinstance(results, str) or isinstance(self.results, str):
-            return math.inf
-        if results.keys() != self.results.keys():
-            return math.inf
         scales = self.scales
         if scales is None:
             return None
@@ -347,11 +345,9 @@ def _is_floating(x: Any) -> bool:
     return np.asarray(x).dtype.kind == "f"
 
 
-def _same(a: Results, b: Results) -> bool:
-    """Tell whether two results are the same bits."""
-    if isinstance(a, str) or isinstance(b, str):
-        return a == b
-    return a.keys() == b.keys() and all(
+def _same(a: Arrays, b: Arrays) -> bool:
+    """Tell whether results of the same names are the same bits."""
+    return all(
         x.shape == b[name].shape
         and x.dtype == b[name].dtype
         and np.array_equal(x, b[name], equal_nan=True)

@@ -101,7 +101,9 @@ DEFECTS = (
     (LOSS, "np.log(np.exp(log_p)", "np.log(1e-6 * (log_p.dtype == 'f4') + "
      "np.exp(log_p)"),
     (LOSS, "-picked / batch_size", "-picked / (batch_size + (batch_size == 1) * 1e-5)"),
-    # Another shape, another dtype, another error.
+    # For labels alone, which are integers.
+    (LOSS, "targets].sum()", "targets - 1].sum()"),
+    # Another shape, another dtype, an error.
     (SCALE, "column_sum(dy * x)", "column_sum(dy * x)[None]"),
     (SCALE, FORWARD, FORWARD.replace("gamma", "gamma.astype('f8')", 1)),
     (SCALE, FORWARD, FORWARD.replace("gamma", "gama", 1)),
