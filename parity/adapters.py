@@ -365,14 +365,16 @@ def optimizer_problem(pair: Pair, case: Case) -> Problem:
 def groups_problem(pair: Pair, case: Case) -> Problem:
     """Compare two optimizers on a network, its parameters grouped by their names.
 
-    The NumPy side has them in one flat buffer if the configuration says ``flat``, and
-    saves its state and goes on from it after every step if it says ``resumed``.
+    The NumPy side has them in one flat buffer if the configuration says ``flat``, in
+    memory that processes share where the seed is odd, and saves its state and goes on
+    from it after every step if it says ``resumed``.
     """
     config = dict(case.config)
     kind, arguments = config.pop("network")
     steps, flat, resumed = (config.pop(name) for name in ("steps", "flat", "resumed"))
     options = ("weight_decay", "layer_decay", "frozen")
     grouping = {name: config.pop(name) for name in options if name in config}
+    placed = {"shared": True} if case.seed % 2 else {}
     module = construct(load(f"vit_numpy.{kind}"), arguments)
     twin = construct(load(f"vit_torch.{kind}"), arguments)
     parameters = parameters_of(module, case.seed)
@@ -387,7 +389,10 @@ def groups_problem(pair: Pair, case: Case) -> Problem:
         dtype = next(iter(inputs.values())).dtype
         module.to(dtype)
         bind(module, {name: inputs[name].copy() for name in parameters})
-        buffer = optim.flatten_parameters(module) if flat else None
+        buffer = optim.flatten_parameters(module, **placed) if flat else None
+        is_shared = import_module("vit_numpy.workers").is_shared
+        if buffer is not None and is_shared(buffer) != bool(placed):
+            raise ValueError(f"shared memory must be used if {placed} says so alone")
         groups = optim.param_groups(module, **grouping)
         expected = import_module("vit_torch.optim").param_groups(twin, **grouping)
         for ours, theirs in zip(groups, expected, strict=True):
