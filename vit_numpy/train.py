@@ -22,8 +22,8 @@ from vit_numpy.workers import Unchanged, Workers, is_shared
 # A second shard pays from about so many multiplications in each on, by processes; by
 # threads, which wait for each other's calls, it does from more. More than two shards
 # pay while each has so many rows as well: with fewer, products run at a lower rate, and
-# calls and the sum of the shards' gradients show. Fitted, on two cores, to steps of
-# network1 to 3, ti16, s16 and b16, of 100, 100, 50, 8, 4 and 2 images.
+# calls and the sum of the shards' gradients show. Fitted on two cores, to steps of
+# network1 to 3 with 100, 100 and 50 images.
 _SECOND_WORK = 1 << 21
 _SHARD_WORK = 1 << 25
 _SHARD_ROWS = 1536
