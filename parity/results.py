@@ -88,6 +88,8 @@ class Result:
         After the last finished epoch; not of the best one.
     seconds, evaluation_seconds : float
         Of all epochs together: of the steps with their batches, and of the scoring.
+        Each is the median epoch's, times their number, so that a machine which slept
+        or was busy for a while does not count.
     environment : dict
         Versions and machine, where the run began.
     error : str
@@ -153,10 +155,14 @@ class Result:
             steps=last["step"],
             test_accuracy=last["test_accuracy"],
             test_loss=last["test_loss"],
-            seconds=sum(epoch["seconds"] for epoch in epochs),
-            evaluation_seconds=sum(epoch["evaluation_seconds"] for epoch in epochs),
+            seconds=_typical_total(epochs, "seconds"),
+            evaluation_seconds=_typical_total(epochs, "evaluation_seconds"),
             environment=records[0]["environment"],
         )
+
+
+def _typical_total(epochs: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.median(epoch[key] for epoch in epochs) * len(epochs)
 
 
 class Results:
@@ -266,7 +272,8 @@ def page(results: Results, pictures: str = "results") -> str:
         "`python scripts/reproduce.py`, which also wrote this page. Accuracies are of "
         "the test images after the last epoch, never of the best one. Times are of "
         "training, with making the batches and without the evaluation after each "
-        "epoch; those of different numbers of threads are not to be compared.",
+        "epoch: the median epoch's, times their number. Those of different numbers of "
+        "threads are not to be compared.",
         _table(
             ("recipe", "target", "NumPy", "PyTorch", "NumPy, min", "PyTorch, min"),
             [_summary(results, name) for name in known if results.of(name)],
