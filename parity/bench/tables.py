@@ -118,7 +118,9 @@ def _plot_ratios(bench: Bench, figure_class: Any) -> Any:
 def _plot_growth(bench: Bench, figure_class: Any) -> Any:
     names = list(dict.fromkeys(row.axis for row in bench.rows))
     figure = figure_class(figsize=(2.6 * len(names), 4.8), layout="constrained")
-    panels = figure.subplots(2, len(names), squeeze=False, height_ratios=(3, 2))
+    panels = figure.subplots(
+        2, len(names), sharey="row", squeeze=False, height_ratios=(3, 2)
+    )
     for column, axis in enumerate(names):
         upper, lower = panels[0][column], panels[1][column]
         rows = [row for row in bench.rows if row.axis == axis]
@@ -139,11 +141,13 @@ def _plot_growth(bench: Bench, figure_class: Any) -> Any:
             color=NUMPY,
         )
         lower.axhline(1, lw=1, color="#3C4248")
-        lower.set_ylim(0, None)
         upper.set_yscale("log")
+        upper.yaxis.set_major_formatter("{x:g}")
         for axes in (upper, lower):
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         lower.set_xlabel(axis)
+    lower.set_ylim(0, 1.1 * lower.get_ylim()[1])
     panels[0][0].set_ylabel("ms a training step")
     panels[1][0].set_ylabel("NumPy ÷ PyTorch")
     panels[0][0].legend()
