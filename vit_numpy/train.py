@@ -237,10 +237,18 @@ class Trainer:
         spans = parallel.split(batch_size, shards)
         task = _Task(spans, 0, batch_size, masks, self.loss)
 
+        workers = self._workers
         # What is not finite is looked for below, and named.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if self._workers and len(spans) > 1 and _are_arrays(images, labels):
-                total, grads, squares = self._by_processes(task, images, labels)
+            if (
+                workers is not None
+                and not workers.closed
+                and len(spans) > 1
+                and _are_arrays(images, labels)
+            ):
+                total, grads, squares = self._by_processes(
+                    workers, task, images, labels
+                )
             else:
                 total, grads, squares = self._by_threads(task, images, labels)
             norm = combined_norm(np.sqrt(list(squares)))
@@ -288,12 +296,9 @@ class Trainer:
         return total, sums.totals, sums.squares.values()
 
     def _by_processes(
-        self, task: _Task, images: Array, labels: NDArray[Any]
+        self, workers: Workers, task: _Task, images: Array, labels: NDArray[Any]
     ) -> tuple[_Shard, Grads, Iterable[np.floating[Any]]]:
         """Work through the first group of shards here, through the others there."""
-        workers = self._workers
-        if workers is None or workers.closed:
-            return self._by_threads(task, images, labels)
         self._unchanged.check(self.model)
         own, *others = _groups(task.spans, len(workers.outputs))
         first = others[0][0][0]
