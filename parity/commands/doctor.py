@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,10 @@ def report(found: Diagnosis, port: str, original: str, what: str) -> str:
     lines = [f"port      {port}", f"original  {original}", f"          {what}", ""]
     if found.before.agrees:
         return "\n".join([*lines, found.conclusion])
-    lines.append(f"off by {found.before.distance:.1e} of the outputs' size")
+    if math.isfinite(found.before.distance):
+        lines.append(f"off by {found.before.distance:.1e} of the outputs' size")
+    else:
+        lines.append("its positions are of another grid than that of the images")
     lines.append(f"tried {found.tried:,} combinations of changes")
     if not found.complete and not found.found:
         lines[-1] += "; time ran out (--seconds)"

@@ -35,7 +35,7 @@ class Diagnosis:
     Attributes
     ----------
     before : Explanation
-        The port as it is.
+        The port as it is; infinitely far if its positions are of another grid.
     found : list of Explanation
         Those with the fewest changes that make the outputs agree, best first. Several
         stand here if the outputs cannot tell them apart.
@@ -44,7 +44,7 @@ class Diagnosis:
     tried : int
         How many combinations of changes were run.
     complete : bool
-        Whether all pairs were tried, or time ran out.
+        Whether the search came to its end; False if time ran out.
     seconds : float
     """
 
@@ -70,14 +70,16 @@ class Diagnosis:
                 text += f" (these outputs cannot tell that from: {others})"
             return text
         best = self.closest[0] if self.closest else self.before
-        text = (
-            f"none of {self.tried:,} combinations of known changes makes the outputs "
-            f"agree; they are off by {self.before.distance:.1e} of their size"
-        )
+        off = []
+        if math.isfinite(self.before.distance):
+            off.append(f"by {self.before.distance:.1e} of their size")
         if best.distance < 0.5 * self.before.distance:
             how = ", and ".join(c.says for c in best.changes)
-            text += f", and by {best.distance:.1e} if {how}"
-        return text
+            off.append(f"by {best.distance:.1e} if {how}")
+        return (
+            f"none of {self.tried:,} combinations of known changes makes the outputs "
+            "agree"
+        ) + ("; they are off " + ", and ".join(off) if off else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -182,7 +184,7 @@ def _explore(search: Search, changes: Sequence[Change], result: Diagnosis) -> No
 
 
 def _settled(search: Search, level: Sequence[Explanation], result: Diagnosis) -> bool:
-    """Judge the nearest; tell whether they explain the outputs, or time is over."""
+    """Judge the nearest; tell whether they explain the outputs."""
     judged = search.judged(level[:_JUDGED])
     agreeing = [e for e in judged if e.agrees]
     if agreeing:
@@ -194,7 +196,7 @@ def _settled(search: Search, level: Sequence[Explanation], result: Diagnosis) ->
         result.found = [e for e in simpler if e.agrees] or agreeing
     others = {e.names: e for e in (*result.closest, *judged) if not e.agrees}
     result.closest = _nearest(list(others.values()))[:3]
-    return bool(result.found) or search.late
+    return bool(result.found)
 
 
 def _single(search: Search, changes: Sequence[Change]) -> Iterator[Explanation]:

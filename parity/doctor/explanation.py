@@ -34,5 +34,5 @@ class Explanation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of the changes."""
+        """The names of the changes."""
         return tuple(change.name for change in self.changes)

@@ -46,10 +46,10 @@ def numerics(config: ViTConfig) -> Iterator[Change]:
             "trained with",
             patched(f"activation:{name}", _activations(kind)),
         )
-    for heads in (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32):
+    # Where q and k are normalised, the weights of that norm give the heads' width.
+    counts = () if config.qk_norm else (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
+    for heads in counts:
         if config.dim % heads == 0 and heads != config.num_heads:
-            if config.qk_norm:
-                continue
             yield Change(
                 f"num-heads:{heads}",
                 f"it has {heads} heads (the port {config.num_heads})",

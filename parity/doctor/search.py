@@ -87,7 +87,10 @@ class Search:
             return math.inf
         size = float((wide - wide.mean()).norm()) or 1.0
         distance = float((found - wide).norm()) / size
-        return distance if math.isfinite(distance) else math.inf
+        if not math.isfinite(distance):
+            self.refusal = "its outputs, or those given, are not finite"
+            return math.inf
+        return distance
 
     def function(self, setup: Setup) -> Callable[..., Tensor]:
         """Return the changed port as a function of images and weights."""

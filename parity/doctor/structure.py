@@ -77,7 +77,7 @@ def structure(base: Setup) -> Iterator[Change]:
         "norm-swapped:swapped",
         "norm1 and norm2 are exchanged",
         "exchange norm1 and norm2 of every block",
-        _norms_swapped,
+        renamed({".norm1.": ".norm2.", ".norm2.": ".norm1."}),
     )
     if config.layer_scale is not None:
         yield Change(
@@ -110,10 +110,6 @@ def structure(base: Setup) -> Iterator[Change]:
 
 
 # --- how they are made ----------------------------------------------------------------
-
-
-def _norms_swapped(setup: Setup) -> Setup:
-    return renamed({".norm1.": ".norm2.", ".norm2.": ".norm1."})(setup)
 
 
 def _norm_moved(place: str) -> Callable[[Setup], Setup]:

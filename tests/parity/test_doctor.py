@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import vit_torch
 from parity.cli import main
+from parity.commands.doctor import report
 from parity.doctor import Diagnosis, diagnose
 from parity.doctor.search import Search
 
@@ -298,6 +299,36 @@ def test_an_unknown_mistake_is_not_explained(size: float) -> None:
     assert "none of" in found.conclusion
 
 
+def test_time_that_ran_out_is_said_whatever_took_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bounds take time too: here all that is left once single changes were run."""
+    judged = Search.judged
+
+    def slowly(search: Search, explanations: Any) -> Any:
+        done = judged(search, explanations)
+        if any(e.changes for e in explanations):
+            search.deadline = 0.0
+        return done
+
+    monkeypatch.setattr(Search, "judged", slowly)
+    model, images = network(act="gelu_tanh"), pictures()
+    config = vit_torch.ViTConfig(**FIELDS)
+    found = diagnose(config, both(model, swap_kv), images, outputs(model, images))
+    assert not found.found
+    assert not found.complete
+
+
+def test_a_port_of_another_grid_is_no_distance_away() -> None:
+    images = pictures()
+    known = outputs(network(), images)
+    small = network(image_size=12)
+    found = diagnose(small.config, weights(small), images, known, seconds=0)
+    assert not found.complete
+    assert "inf" not in found.conclusion
+    assert "inf" not in report(found, "port", "original", "")
+
+
 def test_probabilities_are_recognised() -> None:
     model, images = network(), pictures()
     logits = torch.from_numpy(outputs(model, images))
@@ -312,6 +343,7 @@ def test_probabilities_are_recognised() -> None:
         (np.zeros((2, 4, 8, 8)), np.zeros((2, 5)), "must have 3 channels"),
         (np.zeros((2, 3, 8, 8)), np.zeros((2, 4)), "its outputs have shape"),
         (np.zeros((2, 3, 10, 8)), np.zeros((2, 5)), "divisible by patch_size"),
+        (np.zeros((2, 3, 8, 8)), np.full((2, 5), np.nan), "are not finite"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(
