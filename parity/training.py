@@ -372,6 +372,20 @@ def build_model(recipe: Recipe, backend: Backend) -> Any:
     return model
 
 
+def check_processes(backend: Backend, processes: int | None) -> None:
+    """Raise if several processes are asked of a backend that has but one.
+
+    Raises
+    ------
+    ValueError
+    """
+    if backend.name != "numpy" and processes is not None and processes > 1:
+        raise ValueError(
+            f"processes is of backend 'numpy' alone, got processes={processes}; "
+            "leave it out, or choose --backend numpy"
+        )
+
+
 def build_trainer(
     recipe: Recipe,
     backend: Backend,
@@ -388,17 +402,13 @@ def build_trainer(
     ValueError
         If several are asked for where there can be but one.
     """
+    check_processes(backend, processes)
     optim = backend.module("optim")
     if backend.name == "numpy":
         if processes is None:
             processes = backend.module("workers").usual_processes(model)
         # One buffer for all parameters: the optimizer then makes a few long passes.
         optim.flatten_parameters(model, shared=processes > 1)
-    elif processes is not None and processes > 1:
-        raise ValueError(
-            f"processes is of backend 'numpy' alone, got processes={processes}; "
-            "leave it out, or choose --backend numpy"
-        )
     spec = recipe.optimizer
     frozen = recipe.finetune.frozen(recipe.config()) if recipe.finetune else ()
     ema = backend.module("ema").EMA(model, recipe.ema) if recipe.ema else None

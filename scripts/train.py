@@ -27,6 +27,7 @@ from parity.training import (
     Step,
     StopSignals,
     TrainingStopped,
+    check_processes,
     exit_status,
     fitted,
     open_data,
@@ -143,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
         if (value := getattr(args, name))
     }
     backend = Backend.load(args.backend, **options)
+    check_processes(backend, args.processes)
     recipe = recipes.load(args.recipe)
     folder = RunFolder(args.out or Path("runs") / f"{recipe.name}-{backend.name}")
     if args.resume:

@@ -99,6 +99,18 @@ def test_bad_usage_of_a_program_is_one_line():
     assert line.endswith("see train.py --help")
 
 
+def test_processes_in_torch_are_refused_before_a_folder_is_made(tmp_path):
+    out = tmp_path / "run"
+    process = start(
+        TRAIN, "network1", "--backend", "torch", "--processes", "2", "--out", str(out)
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = err.decode().splitlines()
+    assert "processes is of backend 'numpy' alone" in line
+    assert not out.exists()
+
+
 def test_targets_are_checked_before_work_is_spent(tmp_path):
     check_target("--json", None)
     check_target("--json", tmp_path / "new.json")
