@@ -162,7 +162,8 @@ class Result:
 
 
 def _typical_total(epochs: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.median(epoch[key] for epoch in epochs) * len(epochs)
+    typical: float = statistics.median(epoch[key] for epoch in epochs)
+    return typical * len(epochs)
 
 
 class Results:
