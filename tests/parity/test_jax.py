@@ -9,7 +9,7 @@ from parity import ParityError, assert_parity
 
 pytestmark = pytest.mark.peers
 
-jax = pytest.importorskip("jax")
+jax = pytest.importorskip("jax", reason="needs jax: make test-peers")
 jnp = jax.numpy
 
 NORM = {
