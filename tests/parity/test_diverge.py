@@ -481,7 +481,7 @@ def test_the_update_is_named(dataset: Any) -> None:
 
 @pytest.mark.parametrize(
     ("attribute", "value", "tensor"),
-    [("clip_norm", 0.1, "d "), ("base_lr", 0.02, "lr"), ("loss", None, "loss")],
+    [("clip_norm", 0.6, "d "), ("base_lr", 0.02, "lr"), ("loss", None, "loss")],
 )
 def test_what_the_trainer_does_is_named(
     dataset: Any, attribute: str, value: Any, tensor: str
