@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -366,6 +367,9 @@ def run_pairs(
     ------
     ChildProcessError
         If a worker is killed, as when the system needs memory.
+    ValueError
+        If a pair cannot be sent to a worker, or its reference has an operator without
+        a rounding rule (`bounds.NoRuleError`).
     """
     tasks = [
         (pair, dtype, examples, seed)
@@ -378,12 +382,27 @@ def run_pairs(
             run_pair(pair, dtype, examples=examples, seed=seed, progress=progress)
             for pair, dtype, examples, seed in tasks
         ]
+    for pair in pairs:
+        _check_portable(pair)
     results: dict[tuple[str, str], PairResult] = {}
     # The largest pairs stand last in the table; started first they do not trail.
     for result in in_processes(_task, tasks[::-1], workers):
         results[result.pair, result.dtype] = result
         progress(examples)
     return [results[pair.name, dtype] for pair, dtype, _, _ in tasks]
+
+
+def _check_portable(pair: Pair) -> None:
+    """Raise unless the pair can be sent to another process."""
+    try:
+        ForkingPickler.dumps(pair)
+    except Exception as error:
+        # Each object that a pair holds may refuse in its own way.
+        raise ValueError(
+            f"pair {pair.name!r} must be importable to be checked by several "
+            f"processes ({error}); define its functions by def at the top of a module, "
+            "or check with --workers 1"
+        ) from None
 
 
 def _task(task: tuple[Pair, str, int, int]) -> PairResult:

@@ -22,8 +22,8 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 _TANH_CUBIC = 0.044715
 
 
-class NoRuleError(NotImplementedError):
-    """An operator whose rounding is unknown, named, with what to do about it."""
+class NoRuleError(ValueError):
+    """A reference with an operator whose rounding is unknown, and what to do then."""
 
 
 def _native_layer_norm(

@@ -131,6 +131,29 @@ def test_bad_usage_is_one_line_and_status_2(capsys, arguments, words):
     assert words in err
 
 
+@pytest.mark.parametrize(
+    ("candidate", "reference", "words"),
+    [
+        ("lambda x: x", "lambda x: x", "by def at the top of a module, or check with"),
+        ("abs", "torch.special.bessel_j0", 'register_rule("special_bessel_j0"'),
+    ],
+)
+def test_pairs_that_cannot_be_checked_are_one_line_and_status_2(
+    capsys, tmp_path, monkeypatch, candidate, reference, words
+):
+    module = f"unchecked_{len(words)}"
+    (tmp_path / f"{module}.py").write_text(
+        "import torch\nfrom parity import make_pair\n"
+        f"one = make_pair('one', {candidate}, {reference}, {{'x': (3, 4)}})\n"
+        "PAIRS = (one,)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = run(capsys, "check", "--pairs", f"{module}:PAIRS", "--workers=2")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert words in err
+
+
 def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
 
