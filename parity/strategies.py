@@ -16,7 +16,9 @@ from typing import Any
 from unittest.mock import patch
 from zlib import crc32
 
+import hypothesis
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import DrawFn, SearchStrategy
@@ -208,3 +210,29 @@ def width(largest: int = 17) -> SearchStrategy[int]:
 def rate() -> SearchStrategy[float]:
     """Draw a dropout rate, or none."""
     return st.sampled_from((0.0, 0.1, 0.5))
+
+
+def drawn(
+    configuration: DrawConfiguration, regime: str, seed: int, count: int
+) -> list[Case]:
+    """Return up to `count` different cases of one regime, the same for a seed.
+
+    The first is always the smallest.
+    """
+    found: list[Case] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=count,
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(configuration, regime))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    with drawn_by_seed_alone():
+        collect()
+    return found

@@ -16,9 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import hypothesis
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
 
 from parity.causes.catalogue import CAUSES
@@ -39,7 +37,7 @@ from parity.causes.situations import situations
 from parity.causes.updates import UPDATES, Update, applies, updating_by, used_updates
 from parity.checks import Trial
 from parity.pair import Pair
-from parity.strategies import Case, cases
+from parity.strategies import Case, drawn
 
 # Cases drawn to tell causes apart, and the seconds after which no more are.
 _CASES = 20
@@ -87,7 +85,7 @@ class Investigation:
         self.dtype = trial.dtype
         failing = [first] if first else []
         agreeing: list[Evidence] = []
-        for case in _drawn(trial.pair, trial.case):
+        for case in _more_cases(trial.pair, trial.case):
             found = gather(Trial(trial.pair, case, trial.dtype))
             if found is None:
                 continue
@@ -510,28 +508,14 @@ class Investigation:
                 yield f"{name} is wrong {where}"
 
 
-def _drawn(pair: Pair, case: Case) -> list[Case]:
+def _more_cases(pair: Pair, case: Case) -> list[Case]:
     """Draw more cases of ordinary numbers, the same ones each time."""
-    drawn: list[Case] = []
     regime = "normal" if "normal" in pair.regimes else case.regime
-
-    @hypothesis.seed(case.seed)
-    @settings(
-        max_examples=_CASES,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases(pair.draw, regime))
-    def collect(other: Case) -> None:
-        drawn.append(other)
-
-    collect()
-    # The first that is drawn is always the smallest.
-    drawn = drawn[1:] + drawn[:1]
-    again = [replace(other, seed=other.seed + 1) for other in [case, *drawn]]
-    return [one for both in zip(drawn, again, strict=False) for one in both]
+    found = drawn(pair.draw, regime, case.seed, _CASES)
+    # The smallest comes last: it shows least.
+    found = found[1:] + found[:1]
+    again = [replace(other, seed=other.seed + 1) for other in [case, *found]]
+    return [one for both in zip(found, again, strict=False) for one in both]
 
 
 def _updated(

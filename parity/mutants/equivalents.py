@@ -26,9 +26,7 @@ from importlib.resources import files
 from itertools import islice
 from typing import Any
 
-import hypothesis
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
 from numpy.typing import NDArray
 
 from parity.bounds import reference
@@ -39,8 +37,7 @@ from parity.mutants.runner import Change
 from parity.mutants.tree import Tree
 from parity.pair import Arrays, Pair
 from parity.runs import one_thread
-from parity.strategies import Case, drawn_by_seed_alone, generator
-from parity.strategies import cases as draw_cases
+from parity.strategies import Case, drawn, generator
 
 FEW = 3.0
 """How many error scales an equivalent mutant may be from the original."""
@@ -211,27 +208,12 @@ class _Samples:
 
 
 def _draw(pair: Pair, regime: str, seed: int) -> list[Case]:
-    drawn: list[Case] = []
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=_TOGETHER,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(draw_cases(pair.draw, regime))
-    def collect(case: Case) -> None:
-        drawn.append(case)
-
-    with drawn_by_seed_alone():
-        collect()
+    found = drawn(pair.draw, regime, seed, _TOGETHER)
     # Where there are few different cases, they are repeated with other numbers.
     return [
         replace(case, seed=case.seed + seed + lap)
-        for lap in range(-(-_TOGETHER // len(drawn)))
-        for case in drawn
+        for lap in range(-(-_TOGETHER // len(found)))
+        for case in found
     ][:_TOGETHER]
 
 
