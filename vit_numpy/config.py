@@ -186,7 +186,8 @@ class ViTConfig:
             raise ValueError(
                 f"a network must have at most {LARGEST} tokens, got {self.num_tokens} "
                 f"from image_size={self.image_size}, patch_size={self.patch_size}, "
-                f"num_registers={self.num_registers}"
+                f"num_registers={self.num_registers}; "
+                "use smaller images, larger patches or fewer registers"
             )
         if self.dim % self.num_heads:
             raise ValueError(

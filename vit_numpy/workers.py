@@ -392,7 +392,9 @@ def _ending(code: int | None) -> str:
         return "does not answer"
     if code >= 0:
         return f"ended with status {code}"
-    name = signal.Signals(-code).name
+    # A real-time signal has a number and no name.
+    known = {number.value: number.name for number in signal.Signals}
+    name = known.get(-code, f"signal {-code}")
     return f"was ended by {name}" + (
         ", as where memory is short" if name == "SIGKILL" else ""
     )

@@ -240,6 +240,15 @@ def test_a_worker_that_dies_is_told_and_the_step_not_made():
         assert_same(run(trainer), expected)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no real-time signals")
+def test_a_signal_without_a_name_is_told_by_its_number():
+    number = signal.SIGRTMIN + 3
+    with make(2) as trainer:
+        os.kill(pids(trainer)[0], number)
+        with pytest.raises(ChildProcessError, match=f"ended by signal {number};"):
+            trainer.step(*batch(0))
+
+
 def test_closing_leaves_nothing_behind_and_threads_go_on():
     expected = run(make(1), 4)
     files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
