@@ -119,7 +119,8 @@ def test_clipping_hides_no_gradient_that_is_not_finite(value):
         (
             {"image_size": 2**20, "patch_size": 16},
             "a network must have at most 16777216 tokens, got 4294967297 from "
-            "image_size=(1048576, 1048576), patch_size=16, num_registers=0",
+            "image_size=(1048576, 1048576), patch_size=16, num_registers=0; "
+            "use smaller images, larger patches or fewer registers",
         ),
     ],
 )
