@@ -7,6 +7,8 @@ a pipe. PyTorch has threads of its own that need no interpreter, so that `vit_to
 no such thing.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextvars
 import mmap
@@ -21,15 +23,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vit_numpy import parallel
 from vit_numpy.module import Array, Module
+
+if TYPE_CHECKING:
+    # A system that cannot fork, as Windows, has no such classes.
+    from multiprocessing.context import ForkContext, ForkProcess
 
 # Commands use processes up to so many parameters: beyond, products take nearly all of
 # the time, threads are about as fast, and a gradient more for each process shows.
@@ -38,6 +43,9 @@ _MOST_PROCESSES = 8
 
 # Seconds that a worker has to end in, before it is made to.
 _GRACE = 5.0
+
+# Sent to a terminal's whole group, and answered by the process that has the workers.
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Arrays of a batch start at multiples of a cache line.
 _ALIGNMENT = 64
@@ -249,23 +257,27 @@ class Workers:
         )
         # Before multiprocessing's own hook, which would wait for the workers.
         atexit.register(self._end)
-        for output in self.outputs[1:]:
-            connection, other = context.Pipe()
-            self._connections.append(connection)
-            process = context.Process(
-                target=_serve,
-                args=(
-                    other,
-                    list(self._connections),
-                    work,
-                    self._board,
-                    output.hand_on,
-                ),
-                daemon=True,
-            )
-            process.start()
-            self._processes.append(process)
-            other.close()
+        # They inherit the signals as blocked, and so have not a moment in which they
+        # would answer one; this process gets it afterwards.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            for output in self.outputs[1:]:
+                self._add(context, work, output)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _add(self, context: ForkContext, work: Work, output: Output) -> None:
+        """Fork a worker."""
+        connection, other = context.Pipe()
+        self._connections.append(connection)
+        process = context.Process(
+            target=_serve,
+            args=(other, list(self._connections), work, self._board, output.hand_on),
+            daemon=True,
+        )
+        process.start()
+        self._processes.append(process)
+        other.close()
 
     @property
     def closed(self) -> bool:
@@ -278,21 +290,22 @@ class Workers:
         Raises
         ------
         ChildProcessError
-            If one of them has died.
+            If one of them has died; all of them are ended then.
+        Exception
+            What pickling a task raised; nothing is sent then.
         """
         # Left over where this process failed at its own part.
         self._receive()
         places = self._board.put(arrays)
-        for i, task in enumerate(tasks):
-            try:
-                self._guarded(i, partial(self._connections[i].send, (task, places)))
+        messages = [ForkingPickler.dumps((task, places)) for task in tasks]
+        try:
+            for i, message in enumerate(messages):
+                self._guarded(i, partial(self._connections[i].send_bytes, message))
                 self._waiting += 1
-            except Exception:
-                # Nothing was sent: it could not be pickled.
-                raise
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            # Interrupted, it leaves a part of a message in a pipe.
+            self.close()
+            raise
 
     def finish(self) -> list[Any]:
         """Return the results of the tasks, in their order.
@@ -360,30 +373,35 @@ def _serve(
     hand_on: Callable[[str, Array], object],
 ) -> None:
     """Do tasks until told to end, or until the parent has gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     # Held open here, they would hide from the other workers that the parent has gone.
     for other in parents:
         other.close()
     parallel.set_num_threads(1)
     with suppress(EOFError, OSError), parallel.one_blas_thread():
         while message := connection.recv_bytes():
-            answer: tuple[bool, Any]
             try:
                 task, places = ForkingPickler.loads(message)
                 # What was set where the fork was made, as by no_grad, is not set here.
                 context = contextvars.Context()
-                answer = True, context.run(work, task, board.get(places), hand_on)
+                result = context.run(work, task, board.get(places), hand_on)
+                answer = ForkingPickler.dumps((True, result))
             except Exception as error:
-                answer = False, error
-            try:
-                connection.send(answer)
-            except OSError:
-                raise
-            except Exception:
-                # An error that holds what cannot be sent is told in words.
-                told = f"{type(answer[1]).__name__} in a worker: {answer[1]}"
-                connection.send((False, RuntimeError(told)))
+                answer = ForkingPickler.dumps((False, sendable(error)))
+            connection.send_bytes(answer)
+
+
+def sendable(error: Exception) -> Exception:
+    """Return the error, or one that tells of it where it cannot be sent to a process.
+
+    An error is pickled as its class and `args`, from which a constructor with other
+    parameters does not make it again.
+    """
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:
+        # Whatever the classes of the error, and of what it holds, may raise.
+        return RuntimeError(f"{type(error).__name__} in a worker: {error}")
+    return error
 
 
 def _ending(code: int | None) -> str:

@@ -320,6 +320,45 @@ def test_a_loss_that_the_workers_have_never_seen_is_told():
         assert not trainer._workers.closed
 
 
+class Odd(Exception):
+    """Is made of two values, but pickled with the one message."""
+
+    def __init__(self, name, value):
+        super().__init__(f"{name} is {value}")
+
+
+class FailsElsewhere(CrossEntropy):
+    def __init__(self):
+        super().__init__()
+        self.owner = os.getpid()
+
+    def forward(self, logits, targets, batch_size=None):
+        if os.getpid() != self.owner:
+            raise Odd("logit", 3)
+        return super().forward(logits, targets, batch_size)
+
+
+def test_an_error_that_cannot_be_made_again_is_told_in_words():
+    with make(2, loss=FailsElsewhere()) as trainer:
+        with pytest.raises(RuntimeError, match=r"^Odd in a worker: logit is 3$"):
+            trainer.step(*batch(0))
+        trainer.loss = CrossEntropy()
+        trainer.step(*batch(0))
+        assert not trainer._workers.closed
+
+
+def test_workers_are_born_deaf_to_the_parents_signals():
+    """A signal may come between the fork and the worker's first line of Python."""
+    ours = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with make(2) as trainer:
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == ours
+        (pid,) = pids(trainer)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+        trainer.step(*batch(0))
+        assert not trainer._workers.closed
+
+
 def test_two_trainers_do_not_keep_each_others_workers():
     with make(2) as one, make(2) as two:
         assert one.step(*batch(0)) == two.step(*batch(0))
