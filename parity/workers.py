@@ -38,6 +38,9 @@ def in_processes(
     ------
     ChildProcessError
         If one of them ends before its task is done, as when the system needs memory.
+    Exception
+        What a task raised first; a RuntimeError that tells of it where it cannot be
+        sent from one process to another.
     """
     before = multiprocessing.active_children()
     futures: list[Future[Result]] = []
@@ -46,7 +49,7 @@ def in_processes(
     )
     try:
         with interrupts_held_back():
-            futures = [executor.submit(function, task) for task in tasks]
+            futures = [executor.submit(_run, function, task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
@@ -61,6 +64,18 @@ def in_processes(
                 if child not in before:
                     child.terminate()
         executor.shutdown()
+
+
+def _run(function: Callable[[Task], Result], task: Task) -> Result:
+    """Do a task in a worker; an error that could not be sent would end all workers."""
+    try:
+        return function(task)
+    except Exception as error:
+        # Here, as processes that judge mutants must not hold on to the package.
+        from vit_numpy.workers import sendable
+
+        told = sendable(error)
+        raise told
 
 
 @contextmanager

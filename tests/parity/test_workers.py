@@ -62,6 +62,22 @@ def test_what_a_task_raises_is_raised_and_ends_the_others():
     assert time.monotonic() - started < 30
 
 
+class Odd(Exception):
+    """Is made of two values, but pickled with the one message."""
+
+    def __init__(self, name, value):
+        super().__init__(f"{name} is {value}")
+
+
+def odd(number):
+    raise Odd("number", number)
+
+
+def test_an_error_that_cannot_be_made_again_is_told_in_words():
+    with pytest.raises(RuntimeError, match=r"^Odd in a worker: number is 3$"):
+        list(in_processes(odd, [3], 2))
+
+
 def test_an_interrupt_ends_the_workers():
     results = in_processes(slow, [0, 1, 1], 2)
     assert next(results) == 0
