@@ -74,8 +74,7 @@ def _run(function: Callable[[Task], Result], task: Task) -> Result:
         # Here, as processes that judge mutants must not hold on to the package.
         from vit_numpy.workers import sendable
 
-        told = sendable(error)
-        raise told
+        raise sendable(error) from error.__cause__
 
 
 @contextmanager
