@@ -1,0 +1,136 @@
+"""The two packages, and the arrays that each computes with."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity.data.names import unknown_name
+
+BACKENDS = ("numpy", "torch")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of the two packages, and the arrays that it computes with.
+
+    Attributes
+    ----------
+    name : {'numpy', 'torch'}
+    device : str, default 'cpu'
+        Where torch computes: 'cuda', 'cuda:1', 'mps'.
+    amp : bool, default False
+        Whether torch trains in bfloat16 where autocast holds that to be safe.
+    compile : bool, default False
+        Whether torch compiles the model.
+    recompute : bool, default False
+        Whether blocks are computed again in backward, to save memory; in both.
+    """
+
+    name: str
+    device: str = "cpu"
+    amp: bool = False
+    compile: bool = False
+    recompute: bool = False
+
+    @classmethod
+    def load(cls, name: str, **options: Any) -> Self:
+        """Import the package of that name.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, for an option that is torch's alone, and for a device
+            that is not there.
+        ModuleNotFoundError
+            If torch is wanted and not installed.
+        """
+        if name not in BACKENDS:
+            raise unknown_name("backend", name, BACKENDS)
+        backend = cls(name, **options)
+        for option, value in backend.options.items():
+            if name == "numpy" and option != "recompute":
+                raise ValueError(
+                    f"{option} is of backend 'torch' alone, got {option}={value!r}; "
+                    "leave it out, or choose --backend torch"
+                )
+        try:
+            import_module(f"vit_{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                "backend 'torch' needs PyTorch, which is not installed; "
+                "pip install 'vit-parity[torch]'",
+                name="torch",
+            ) from None
+        if name == "torch":
+            _check_device(backend.device)
+        return backend
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are not at their default, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name != "name" and getattr(self, f.name) != f.default
+        }
+
+    def module(self, name: str) -> Any:
+        """Return a module of the package: ``'optim'`` is `vit_numpy.optim`, say."""
+        return import_module(f"vit_{self.name}.{name}")
+
+    def array(self, values: NDArray[Any], dtype: str) -> Any:
+        """Return images or targets as this backend's array.
+
+        Floating-point numbers get the dtype; labels stay integers.
+        """
+        if values.dtype.kind == "f":
+            values = values.astype(dtype, copy=False)
+        if self.name == "numpy":
+            return values
+        return _torch().from_numpy(values).to(self.device)
+
+    def numpy(self, values: Any) -> NDArray[Any]:
+        """Return one of this backend's arrays as NumPy's, without a copy."""
+        return np.asarray(values if self.name == "numpy" else values.detach().cpu())
+
+    def place(self, model: Any, dtype: str) -> Any:
+        """Return a model in a dtype, where this backend computes."""
+        if self.name == "numpy":
+            return model.to(dtype)
+        return model.to(self.device, getattr(_torch(), dtype))
+
+    def prepare(self) -> None:
+        """Set up this process for training, as a program may and a library may not."""
+        if self.name == "numpy":
+            self.module("allocator").keep_freed_memory()
+
+    def set_threads(self, threads: int) -> None:
+        """Let this process compute on so many threads."""
+        if self.name == "numpy":
+            self.module("parallel").set_num_threads(threads)
+        else:
+            _torch().set_num_threads(threads)
+
+
+def _check_device(device: str) -> None:
+    """Raise unless torch can compute on a device."""
+    torch = _torch()
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); "
+            "choose another, or leave --device out for the CPU"
+        ) from None
+
+
+def _torch() -> Any:
+    return import_module("torch")
