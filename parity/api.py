@@ -15,8 +15,8 @@ from hypothesis.strategies import DrawFn
 from parity.candidates import BACKENDS, Signature, adapt
 from parity.causes import Explanation, explain
 from parity.checks import CHECKS, DTYPES, Finding, Trial, judge
-from parity.data.names import unknown_name
 from parity.errors import ParityError
+from parity.names import unknown_name
 from parity.pair import Blind, Pair, Problem
 from parity.report import finding_lines
 from parity.strategies import Array, Case, Configuration, generator, parameter

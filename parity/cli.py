@@ -131,7 +131,7 @@ def _run(arguments: list[str]) -> int:
     name = parser.parse_args(arguments[:1]).command
     if name not in COMMANDS:
         # Imported late, so that Ctrl-C finds this file's answer to it from the start.
-        from parity.data.names import unknown_name
+        from parity.names import unknown_name
 
         raise unknown_name("command", name, COMMANDS)
     path, about = COMMANDS[name]

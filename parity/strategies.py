@@ -24,7 +24,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import DrawFn, SearchStrategy
 from numpy.typing import NDArray
 
-from parity.data.names import unknown_name
+from parity.names import unknown_name
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]

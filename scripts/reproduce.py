@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 from parity import recipes
-from parity.data.names import unknown_name
 from parity.files import write_text
+from parity.names import unknown_name
 from parity.results import Job, Result, Results, draw_curves, page, plan
 from parity.training import (
     BACKENDS,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from parity import recipes
-from parity.data.progress import progress_bar
+from parity.progress import progress_bar
 from parity.training import (
     BACKENDS,
     Backend,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from parity.cli import AGREE, MISMATCH
 from parity.data.cache import cache_folder
-from parity.data.names import unknown_name
-from parity.data.progress import progress_bar
+from parity.names import unknown_name
 from parity.program import at_least, check_target, make_folder, positive
+from parity.progress import progress_bar
 
 if TYPE_CHECKING:
     from parity.pair import Pair

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity.cli import AGREE, MISMATCH
-from parity.data.progress import progress_bar
 from parity.program import check_picture, check_target, positive
+from parity.progress import progress_bar
 
 if TYPE_CHECKING:
     from parity.curves import Comparison

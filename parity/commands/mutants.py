@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 from parity.cli import AGREE, MISMATCH
-from parity.data.names import unknown_name
-from parity.data.progress import progress_bar
 from parity.files import write_json
+from parity.names import unknown_name
 from parity.program import at_least, check_target, positive
+from parity.progress import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,8 +28,8 @@ from typing import IO, TypeAlias
 
 from parity.data.cache import cache_folder
 from parity.data.formats import open_maybe_gzip
-from parity.data.names import unknown_name
-from parity.data.progress import progress_bar
+from parity.names import unknown_name
+from parity.progress import progress_bar
 
 _PIECE = 1 << 20
 _USER_AGENT = "vit-parity"

@@ -17,8 +17,8 @@ from parity.data.draws import check_seed, permutation
 from parity.data.fetching import require
 from parity.data.folder import FolderImages, list_classes
 from parity.data.formats import CIFAR10_CLASSES, read_cifar10, read_idx
-from parity.data.names import unknown_name
-from parity.data.progress import progress_bar
+from parity.names import unknown_name
+from parity.progress import progress_bar
 
 Images: TypeAlias = npt.NDArray[np.uint8] | FolderImages
 

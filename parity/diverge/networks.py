@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from parity.data.names import unknown_name
 from parity.diverge.trace import (
     LOGITS,
     Arrays,
@@ -33,6 +32,7 @@ from parity.diverge.trace import (
     watching_torch,
 )
 from parity.masks import TorchMasks
+from parity.names import unknown_name
 from parity.training import BACKENDS
 from parity.transfer import copy_weights, weights
 

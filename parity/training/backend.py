@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from parity.data.names import unknown_name
+from parity.names import unknown_name
 
 BACKENDS = ("numpy", "torch")
 

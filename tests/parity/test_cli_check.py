@@ -198,7 +198,7 @@ def test_nothing_is_left_in_the_users_folder(tmp_path):
 def test_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     for name in [name for name in sys.modules if name.startswith("parity.")]:
-        if name not in ("parity.cli", "parity.data", "parity.data.names"):
+        if name not in ("parity.cli", "parity.data", "parity.names"):
             monkeypatch.delitem(sys.modules, name)
     status, _, err = run(capsys, "check", "--layer", "linear")
     assert status == 2
