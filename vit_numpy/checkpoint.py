@@ -471,10 +471,27 @@ def write_atomically(path: AnyPath, write: Callable[[str], None]) -> None:
 
     Whoever opens `path` finds the file of before or the whole new one, even after a
     loss of power in between. Who may read it follows from the umask, as for any file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If its folder does not exist.
+    OSError
+        If the file cannot be written, as to a full disk.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"folder {target.parent} does not exist; make it first")
+    try:
+        _replace(target, write)
+    except SafetensorError as error:
+        raise OSError(_unwritable(target, error)) from None
+    except OSError as error:
+        raise type(error)(_unwritable(target, error.strerror or error)) from None
+
+
+def _replace(target: Path, write: Callable[[str], None]) -> None:
+    """Write a temporary file and rename it."""
     with tempfile.TemporaryDirectory(
         dir=target.parent, prefix=f".{target.name}."
     ) as scratch:
@@ -489,6 +506,14 @@ def write_atomically(path: AnyPath, write: Callable[[str], None]) -> None:
     # A folder cannot be flushed everywhere; where it can, the new name is on disk too.
     with contextlib.suppress(OSError):
         _flush(target.parent)
+
+
+def _unwritable(target: Path, reason: object) -> str:
+    """Return the message for a file that the system did not take."""
+    return (
+        f"{target} cannot be written ({reason}); "
+        "make room for it, or choose another folder"
+    )
 
 
 def _flush(path: AnyPath) -> None:

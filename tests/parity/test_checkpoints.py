@@ -1,5 +1,6 @@
 """Files of one backend in the other, and files that are not what they should be."""
 
+import errno
 import json
 import os
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import vit_numpy.checkpoint as numpy_checkpoint
@@ -181,6 +183,25 @@ def test_a_failed_write_leaves_the_old_file(backend, tmp_path, monkeypatch):
         backend.checkpoint.save(path, backend.trainer(seed=1).model)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@each
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space")],
+)
+def test_a_full_disk_is_told_with_the_file_that_it_did_not_take(
+    backend, error, tmp_path, monkeypatch
+):
+    def full(arrays, part, metadata):
+        raise error
+
+    monkeypatch.setattr(backend.checkpoint, "save_file", full)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(OSError) as caught:
+        backend.checkpoint.save(path, backend.trainer().model)
+    assert str(caught.value).startswith(f"{path} cannot be written (No space")
+    assert not list(tmp_path.iterdir())
 
 
 @each
