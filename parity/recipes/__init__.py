@@ -124,6 +124,11 @@ class ScheduleSpec:
         check_choice("schedule.decay", self.decay, DECAYS)
         check_positive("schedule.drop_factor", self.drop_factor)
         check_number("schedule.floor", self.floor)
+        if not isinstance(self.drop_after, tuple):
+            raise TypeError(
+                "schedule.drop_after must be an array of epochs, "
+                f"got {self.drop_after!r}; write [{self.drop_after!r}]"
+            )
         for epoch in self.drop_after:
             check_int("schedule.drop_after", epoch, 1)
         if (self.decay == "step") != bool(self.drop_after):
@@ -255,6 +260,11 @@ class Recipe:
     finetune: FinetuneSpec | None = None
 
     def __post_init__(self) -> None:
+        for key in ("name", "data"):
+            if not isinstance(getattr(self, key), str):
+                raise TypeError(
+                    f"{key} must be a string, got {key}={getattr(self, key)!r}"
+                )
         check_int("epochs", self.epochs, 1)
         check_int("batch_size", self.batch_size, 1)
         check_int("accumulate", self.accumulate, 1)

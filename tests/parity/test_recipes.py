@@ -138,6 +138,13 @@ def test_wrong_kinds_are_type_errors():
         Recipe.from_dict(SMALL | {"model": 3})
     with pytest.raises(TypeError, match="augment must be an array of tables, got 3"):
         Recipe.from_dict(SMALL | {"augment": 3})
+    with pytest.raises(TypeError, match="data must be a string, got data=5"):
+        Recipe.from_dict(SMALL | {"data": 5})
+    with pytest.raises(TypeError, match="name must be a string, got name=5"):
+        Recipe.from_dict(SMALL | {"name": 5})
+    schedule = {"decay": "step", "drop_after": 3}
+    with pytest.raises(TypeError, match=r"drop_after must be .* write \[3\]"):
+        Recipe.from_dict(SMALL | {"schedule": schedule})
     with pytest.raises(ValueError, match=r"seed must be below 2\*\*64"):
         Recipe.from_dict(SMALL | {"seed": 2**64})
 
