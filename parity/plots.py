@@ -26,6 +26,9 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6
 
 _METRICS = "metrics.jsonl"
 
+# How far a loss falls before its axis is logarithmic.
+_LOG_FROM = 20
+
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -215,13 +218,15 @@ def compare_runs(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     smooth: int | None = None,
     by: str = "auto",
-    log_loss: bool = False,
+    log_loss: bool | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Any:
     """Draw loss and accuracy of several runs on one pair of axes.
 
-    Thin lines are the training batches; over them their mean over a window around each,
-    which does not lag behind them. Dots are the test images after each epoch. Lines of
-    earlier runs are wider, to be seen beneath later ones that lie on them.
+    Lines are the mean of the training batches over a window around each, which does not
+    lag behind them; a run by itself has the batches too, thin. Dots are the test images
+    after each epoch. Lines of earlier runs are wider, to be seen beneath later ones
+    that lie on them.
 
     Parameters
     ----------
@@ -232,8 +237,12 @@ def compare_runs(
     by : {'auto', 'epoch', 'step'}
         What to lay along the axis. By default epochs where every run has finished one:
         runs with different batch sizes have then seen as much at the same place.
-    log_loss : bool
-        Whether the axis of the loss is logarithmic.
+    log_loss : bool, optional
+        Whether the axis of the loss is logarithmic. By default where a line falls to a
+        twentieth: what comes later would be flat.
+    groups : dict of str to str, optional
+        The group of each run, such as its backend. Runs of a group have one colour and
+        one entry in the legend; by default each run is a group.
 
     Returns
     -------
@@ -255,25 +264,36 @@ def compare_runs(
         raise ValueError(f"{name} has finished no epoch yet; use steps")
     per_epoch = finished and by != "step"
     single = len(curves) == 1
+    names = list(curves) if groups is None else [groups[name] for name in curves]
+    members: dict[str, list[_Curve]] = {}
+    for group, curve in zip(names, curves.values(), strict=True):
+        members.setdefault(group, []).append(curve)
+    colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(members)}
     with styled() as new_figure:
         figure = new_figure(
-            figsize=(7.6, 5.6 + 0.2 * len(curves)), layout="constrained"
+            figsize=(7.6, 5.6 + 0.2 * len(members)), layout="constrained"
         )
         loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
         faint = (
             0.22 if max(len(curve.steps) for curve in curves.values()) < 2000 else 0.1
         )
-        for i, (name, curve) in enumerate(curves.items()):
-            colour = COLOURS[i % len(COLOURS)]
-            width = 1.1 + 0.6 * min(len(curves) - 1 - i, 3)
+        span = 1.0
+        for i, (group, curve) in enumerate(zip(names, curves.values(), strict=True)):
+            colour = colours[group]
+            above = len(curves) - 1 - i if len(members) == len(curves) else 0
+            width = 1.1 + 0.6 * min(above, 3)
             window = smooth or max(1, len(curve.steps) // 50)
             x, x_test = curve.places(per_epoch)
             for axes, values, tested in (
                 (loss_axes, curve.loss, curve.test_loss),
                 (accuracy_axes, 100 * curve.accuracy, 100 * curve.test_accuracy),
             ):
-                axes.plot(x, values, color=colour, lw=0.5, alpha=faint)
-                axes.plot(x, centred_mean(values, window), color=colour, lw=width)
+                mean = centred_mean(values, window)
+                if single:
+                    axes.plot(x, values, color=colour, lw=0.5, alpha=faint)
+                if axes is loss_axes:
+                    span = max(span, _span(mean), _span(tested))
+                axes.plot(x, mean, color=colour, lw=width)
                 if len(tested):
                     axes.plot(
                         x_test,
@@ -287,10 +307,16 @@ def compare_runs(
                         markeredgewidth=0.5,
                         zorder=3,
                     )
-            loss_axes.plot([], [], color=colour, lw=3, label=f"{name} · {curve.result}")
+        for group, of_group in members.items():
+            loss_axes.plot(
+                [], [], color=colours[group], lw=3, label=_result(group, of_group)
+            )
         loss_axes.set_ylabel("loss")
-        if log_loss:
-            loss_axes.set_yscale("log")
+        if log_loss or (log_loss is None and span >= _LOG_FROM):
+            loss_axes.set_yscale("log", subs=(2, 5))
+            loss_axes.yaxis.set_major_formatter("{x:g}")
+            loss_axes.yaxis.set_minor_formatter("{x:g}")
+            loss_axes.yaxis.grid(which="minor")
         else:
             loss_axes.set_ylim(bottom=0)
         floor = _accuracy_floor(curves.values())
@@ -308,9 +334,11 @@ def compare_runs(
             title_fontproperties={"weight": "bold", "size": 11},
         )
         figure.align_ylabels()
+        line = "training batches, thin as they were, bold their running mean"
+        if not single:
+            line = "running mean of training batches"
         figure.supxlabel(
-            "line: training batches, thin as they were, bold their running mean"
-            "   ·   dots: test images after each epoch",
+            f"line: {line}   ·   dots: test images after each epoch",
             fontsize=8,
             color="#767C82",
         )
@@ -362,19 +390,22 @@ class _Curve:
         return self.steps / steps_per_epoch, self.epochs.astype(np.float64)
 
     @property
+    def tests(self) -> list[tuple[float, int]]:
+        """Test accuracies and their epochs, where there are any."""
+        pairs = zip(self.test_accuracy.tolist(), self.epochs.tolist(), strict=True)
+        return [(share, epoch) for share, epoch in pairs if math.isfinite(share)]
+
+    @property
     def result(self) -> str:
         """The last test accuracy, and the best where that is another."""
         if not len(self.epochs):
             return f"step {self.steps[-1]}, no epoch finished yet"
-        tested = np.flatnonzero(np.isfinite(self.test_accuracy))
-        if not len(tested):
+        if not self.tests:
             return f"epoch {self.epochs[-1]}, not tested yet"
-        accuracy, epochs = self.test_accuracy[tested], self.epochs[tested]
-        best = int(accuracy.argmax())
-        text = f"{accuracy[-1]:.2%} of the test images right after epoch {epochs[-1]}"
-        if accuracy[best] > accuracy[-1]:
-            text += f" (best {accuracy[best]:.2%}, epoch {epochs[best]})"
-        return text
+        last, epoch = self.tests[-1]
+        text = f"{last:.2%} of the test images right after epoch {epoch}"
+        best, epoch = max(self.tests, key=lambda test: test[0])
+        return text if best == last else f"{text} (best {best:.2%}, epoch {epoch})"
 
 
 def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -399,6 +430,27 @@ def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
     total = sums[stop] - sums[start]
     # Where nothing was a number there is a gap.
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+def _result(group: str, members: Sequence[_Curve]) -> str:
+    """Return the legend of a run, or of several that share a colour."""
+    if len(members) == 1:
+        return f"{group} · {members[0].result}"
+    text = f"{group}, {len(members)} runs"
+    last = [curve.tests[-1] for curve in members if curve.tests]
+    epochs = {epoch for _, epoch in last}
+    if len(last) < len(members) or len(epochs) > 1:
+        return text
+    shares = ", ".join(f"{accuracy:.2%}" for accuracy, _ in last)
+    return f"{text} · {shares} of the test images right after epoch {epochs.pop()}"
+
+
+def _span(values: NDArray[np.float64]) -> float:
+    """Return how many times the first number is as large as the last."""
+    numbers = values[np.isfinite(values)]
+    if not len(numbers) or numbers[-1] <= 0:
+        return 1.0
+    return float(numbers[0] / numbers[-1])
 
 
 def _accuracy_floor(curves: Iterable[_Curve]) -> int:

@@ -246,15 +246,15 @@ def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
 
     Results whose runs lie elsewhere have no curve in it.
     """
-    metrics = {}
+    metrics, packages = {}, {}
     for r in results.of(recipe):
-        package = "NumPy" if r.backend == "numpy" else "PyTorch"
-        folder = runs / Job(r.recipe, r.backend, r.seed).name
-        if folder.is_dir():
-            metrics[f"{package}, seed {r.seed}"] = read_metrics(folder)
+        name = Job(r.recipe, r.backend, r.seed).name
+        if (runs / name).is_dir():
+            metrics[name] = read_metrics(runs / name)
+            packages[name] = "NumPy" if r.backend == "numpy" else "PyTorch"
     if metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
-        compare_runs(metrics).savefig(path, dpi=80)
+        compare_runs(metrics, groups=packages).savefig(path, dpi=110)
 
 
 def page(results: Results, pictures: str = "results") -> str:

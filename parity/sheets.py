@@ -391,7 +391,7 @@ def attention_sheet(
     cell = 1.35 if heads <= 6 else 0.85
     big = 2.1
     width = max(2 * big + 2.6, heads * cell + 0.75)
-    height = 0.7 + big + 0.75 + depth * (cell + 0.16) + 0.15
+    height = 0.7 + big + 1.05 + depth * (cell + 0.16) + 0.15
     with styled() as new_figure:
         figure = new_figure(figsize=(width, height))
 
@@ -409,11 +409,15 @@ def attention_sheet(
         write(0.15, 0.15, title, fontweight="bold", fontsize=11)
         _show(place(0.15, 0.72, big), image)
         write(0.15, 0.5, "what the network saw", fontsize=9)
-        _show(place(0.4 + big, 0.72, big), _lit(image, flow))
+        axes = place(0.4 + big, 0.72, big)
+        _show(axes, _lit(image, flow))
+        _largest(axes, flow)
         write(0.4 + big, 0.5, "attention rollout", fontsize=9)
         _scale(figure, 0.6 + 2 * big, 0.95)
-        top = 0.72 + big + 0.3
-        write(0.15, top - 0.12, "each head of each block", fontsize=9)
+        top = 0.72 + big + 0.6
+        write(0.15, top - 0.27, "each head of each block", fontsize=9)
+        for head in range(heads):
+            write(0.5 + head * cell, top + 0.02, f"head {head}", fontsize=7.5)
         for block in range(depth):
             y = top + 0.2 + block * (cell + 0.16)
             figure.text(
@@ -429,16 +433,21 @@ def attention_sheet(
             for head in range(heads):
                 axes = place(0.5 + head * cell, y, cell - 0.08)
                 _show(axes, _lit(image, maps[block, head]))
-                axes.annotate(
-                    f"{_percent(float(maps[block, head].max()))}",
-                    (0, 0),
-                    xycoords="axes fraction",
-                    xytext=(0, -7.5),
-                    textcoords="offset points",
-                    fontsize=6.5,
-                    color=FAINT,
-                )
+                _largest(axes, maps[block, head])
     return figure
+
+
+def _largest(axes: Any, weights: NDArray[Any]) -> None:
+    """Write the largest weight of a map below it."""
+    axes.annotate(
+        _percent(float(weights.max())),
+        (0, 0),
+        xycoords="axes fraction",
+        xytext=(0, -7.5),
+        textcoords="offset points",
+        fontsize=6.5,
+        color=FAINT,
+    )
 
 
 def _scale(figure: Any, left: float, top: float) -> None:
@@ -452,7 +461,13 @@ def _scale(figure: Any, left: float, top: float) -> None:
     for right, down, text, colour in (
         (0.2, 0, "a map's largest weight", INK),
         (0.2, 0.9, "none", INK),
-        (0, 1.18, "each map has its own scale;\nits largest weight is below it", FAINT),
+        (
+            0,
+            1.18,
+            "each map has its own scale;\nits largest weight is below it.\n"
+            "Dark pixels dim the colours.",
+            FAINT,
+        ),
     ):
         figure.text(
             (left + right) / width,
@@ -476,7 +491,7 @@ def _lit(image: NDArray[np.uint8], weights: NDArray[Any]) -> NDArray[np.uint8]:
     grey = image.mean(axis=0)[..., None] / 255
     colour = _colours(large)
     # Part of the light is the picture's, so that its shapes show through any colour.
-    mixed = colour * (0.5 + 0.5 * grey) + 0.2 * grey * (1 - large[..., None])
+    mixed = colour * (0.6 + 0.4 * grey) + 0.2 * grey * (1 - large[..., None])
     lit = (255 * mixed.clip(0, 1)).round().astype(np.uint8)
     return np.ascontiguousarray(lit.transpose(2, 0, 1))
 

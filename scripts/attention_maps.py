@@ -97,7 +97,7 @@ def choose(args: argparse.Namespace, network: Classifier) -> tuple[Any, str]:
         )
     label = dataset.class_names[dataset.test_labels[args.index]]
     return images[args.index : args.index + 1][0], (
-        f"test image {args.index} of {name}, {label}"
+        f"“{label}”, test image {args.index} of {name}"
     )
 
 

@@ -40,7 +40,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="what to lay along the axis (default: epochs, once each run has one)",
     )
     parser.add_argument(
-        "--log", action="store_true", help="draw the loss on a logarithmic axis"
+        "--log",
+        action=argparse.BooleanOptionalAction,
+        help="draw the loss on a logarithmic axis (default: where it falls far)",
     )
     return parser.parse_args(argv)
 

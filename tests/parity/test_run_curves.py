@@ -84,6 +84,8 @@ def test_runs_without_an_epoch_are_laid_along_steps():
     figure = compare_runs(runs)
     assert figure.axes[1].get_xlabel() == "step"
     assert line_of(figure, 0, 0)[:, 0].tolist() == list(range(1, 35))
+    # Each run's batches would hide the other's mean.
+    assert len(figure.axes[0].lines) == 1 + 1 + 1 + len(runs)
     with pytest.raises(ValueError, match="b has finished no epoch yet"):
         compare_runs(runs, by="epoch")
     with pytest.raises(ValueError, match="c has recorded no step yet"):
@@ -108,7 +110,33 @@ def test_more_runs_than_colours_are_drawn():
     figure = compare_runs({str(i): records(offset=i) for i in range(9)})
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 9
-    assert len(figure.axes[0].lines) == 9 * 4
+    assert len(figure.axes[0].lines) == 9 * 3
+
+
+def test_runs_of_a_group_share_a_colour_and_an_entry():
+    runs = {"a0": records(), "b0": records(), "a1": records(offset=1.0)}
+    groups = {"a0": "NumPy", "a1": "NumPy", "b0": "PyTorch"}
+    figure = compare_runs(runs, groups=groups)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [
+        "NumPy, 2 runs · 93.00%, 93.00% of the test images right after epoch 3",
+        "PyTorch · 93.00% of the test images right after epoch 3 "
+        "(best 95.00%, epoch 2)",
+    ]
+    first, _, second, _, third, *_ = (x.get_color() for x in figure.axes[0].lines)
+    assert first == third != second
+    runs["a1"] = records(epochs=2)
+    figure = compare_runs(runs, groups=groups)
+    # Accuracies after different epochs do not stand in one list.
+    assert figure.legends[0].get_texts()[0].get_text() == "NumPy, 2 runs"
+
+
+def test_a_loss_that_falls_far_is_drawn_on_a_logarithmic_axis():
+    assert run_curves(records(offset=1.0)).axes[0].get_yscale() == "linear"
+    assert run_curves(records(), smooth=1).axes[0].get_yscale() == "log"
+    figure = compare_runs({"a": records()}, smooth=1, log_loss=False)
+    assert figure.axes[0].get_yscale() == "linear"
+    assert figure.axes[0].get_ylim()[0] == 0
 
 
 def test_half_a_last_line_is_no_error_and_half_another_is(tmp_path):
