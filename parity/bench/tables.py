@@ -117,7 +117,7 @@ def _plot_ratios(bench: Bench, figure_class: Any) -> Any:
 
 def _plot_growth(bench: Bench, figure_class: Any) -> Any:
     names = list(dict.fromkeys(row.axis for row in bench.rows))
-    figure = figure_class(figsize=(2.6 * len(names), 4.8), layout="constrained")
+    figure = figure_class(figsize=(1.9 * len(names), 4.4), layout="constrained")
     panels = figure.subplots(
         2, len(names), sharey="row", squeeze=False, height_ratios=(3, 2)
     )
