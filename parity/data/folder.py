@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from parity.data.pillow import pillow
+
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_USER = "folders of pictures"
 
 
 class FolderImages:
@@ -95,11 +99,14 @@ class FolderImages:
 
         Raises
         ------
+        ModuleNotFoundError
+            If Pillow is not installed.
         ValueError
             If it cannot be decoded.
         """
         _, channels, height, width = self.shape
-        image_module, ops = _pillow()
+        image_module = pillow("Image", _USER)
+        ops = pillow("ImageOps", _USER)
         try:
             with image_module.open(path) as file:
                 picture = ops.exif_transpose(eight_bit(file, image_module))
@@ -119,17 +126,6 @@ class FolderImages:
             ) from error
         pixels = np.asarray(picture).reshape(height, width, channels)
         return pixels.transpose(2, 0, 1)
-
-
-def _pillow() -> tuple[Any, Any]:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError(
-            "folders of pictures need Pillow; install it with "
-            "`pip install 'vit-parity[train]'`"
-        ) from error
-    return Image, ImageOps
 
 
 def eight_bit(picture: "Picture", image_module: Any) -> "Picture":

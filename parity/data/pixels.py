@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from parity.data.pillow import pillow
 from vit_numpy.config import check_int, check_number
 
 if TYPE_CHECKING:
@@ -208,18 +208,8 @@ def apply_operations(
     return changed
 
 
-@cache
 def _pillow(module: str = "Image") -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(f"PIL.{module}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "color_jitter and rand_augment need Pillow, which is not installed; "
-            "pip install 'vit-parity[train]'",
-            name="PIL",
-        ) from error
+    return pillow(module, "color_jitter and rand_augment")
 
 
 def _enhance(kind: str) -> Callable[["Picture", float], "Picture"]:

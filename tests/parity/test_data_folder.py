@@ -187,6 +187,6 @@ def test_bad_folders(tmp_path):
 
 def test_without_pillow_the_extra_is_named(folder, monkeypatch):
     images = load(f"folder:{folder}").train_images
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"pip install 'vit-parity\[train\]'"):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vit-parity\[train\]'"):
         images[:1]
