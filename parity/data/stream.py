@@ -146,12 +146,8 @@ class BatchStream:
         std: npt.ArrayLike | None = None,
         prefetch: int = 0,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-            raise TypeError(
-                f"batch_size must be an int, got {type(batch_size).__name__}"
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_int("batch_size", batch_size, 1)
+        check_int("prefetch", prefetch, 0)
         if (mean is None) != (std is None):
             missing = "mean" if mean is None else "std"
             raise ValueError(f"mean and std must be given together, got no {missing}")
@@ -168,7 +164,6 @@ class BatchStream:
                 "images must be normalised to be mixed, got normalize=False; leave "
                 "out mixup and cutmix, or normalise"
             )
-        check_int("prefetch", prefetch, 0)
         self.part = part
         self.batch_size = batch_size
         self.seed = check_seed(seed)

@@ -112,8 +112,8 @@ def test_raw_pixels_and_own_statistics():
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "batch_size must be at least 1, got 0", {"batch_size": 0}),
-        (TypeError, "batch_size must be an int, got float", {"batch_size": 2.0}),
+        (ValueError, "batch_size must be at least 1, got batch", {"batch_size": 0}),
+        (TypeError, "batch_size must be an int, got batch", {"batch_size": 2.0}),
         (ValueError, "seed must be at least 0 and below .* got -1", {"seed": -1}),
         (TypeError, "seed must be an int, got str", {"seed": "0"}),
         (ValueError, "at most the 103 images, got 104", {"drop_last": True}),
