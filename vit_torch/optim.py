@@ -470,7 +470,7 @@ def check_state(
 def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
     """Return `params` as groups; raise for none, or for a name given twice."""
     given: list[Any] = list(params)
-    if given and isinstance(given[0], dict):
+    if given and all(isinstance(group, dict) for group in given):
         groups: list[ParamGroup] = given
     else:
         names, arrays = [name for name, _ in given], [param for _, param in given]
