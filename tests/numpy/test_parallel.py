@@ -1,5 +1,6 @@
 """Folding over threads: order, context, errors, nesting."""
 
+import platform
 import threading
 import time
 
@@ -88,4 +89,5 @@ def test_blas_runs_on_one_thread_inside():
 
 
 def test_keep_freed_memory_says_whether_it_did():
-    assert isinstance(allocator.keep_freed_memory(), bool)
+    is_glibc = platform.libc_ver()[0] == "glibc"
+    assert allocator.keep_freed_memory() is is_glibc
