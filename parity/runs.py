@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
@@ -526,7 +526,5 @@ def _one_blas_thread() -> Any:
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
-        from contextlib import nullcontext
-
         return nullcontext()
     return threadpool_limits(1, "blas")
