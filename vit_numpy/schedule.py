@@ -94,7 +94,8 @@ class Schedule:
             if self.total <= self.warmup:
                 raise ValueError(
                     "total must exceed warmup, "
-                    f"got total={self.total}, warmup={self.warmup}"
+                    f"got total={self.total}, warmup={self.warmup}; "
+                    "warm up for fewer steps or train for more"
                 )
 
     def factor(self, step: int) -> float:
