@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -27,14 +28,22 @@ from vit_numpy.config import (
 )
 from vit_numpy.draws import from_table
 from vit_numpy.finetune import MODES, frozen_layers
+from vit_numpy.init import METHODS
+from vit_numpy.optim import check_betas, check_momentum, check_weight_decay
+from vit_numpy.schedule import DECAYS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-DECAYS = ("constant", "step", "cosine", "linear")
-INITS = ("trunc_normal", "xavier")
 DTYPES = ("float32", "float64")
 
 Table = Mapping[str, Any]
 Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec", "FinetuneSpec")
+
+
+def _check_factor(name: str, value: Any) -> None:
+    """Raise unless `value` is a number in (0, 1]."""
+    check_positive(name, value)
+    if value > 1:
+        raise ValueError(f"{name} must be in (0, 1], got {name}={value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +86,19 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_positive("optimizer.lr", self.lr)
-        check_number("optimizer.weight_decay", self.weight_decay)
-        check_positive("optimizer.layer_decay", self.layer_decay)
-        if self.layer_decay > 1:
-            raise ValueError(
-                "optimizer.layer_decay must be in (0, 1], "
-                f"got optimizer.layer_decay={self.layer_decay}"
-            )
-        for f in dataclasses.fields(self)[4:]:
-            if f.name not in self.options and getattr(self, f.name) != f.default:
+        _check_factor("optimizer.layer_decay", self.layer_decay)
+        others = {name for options in self.OPTIONS.values() for name in options}
+        others -= self.options.keys()
+        for f in dataclasses.fields(self):
+            if f.name in others and getattr(self, f.name) != f.default:
                 raise ValueError(
                     f"optimizer.{f.name} is no option of {self.name!r}, "
                     f"which has {', '.join(self.OPTIONS[self.name])}"
                 )
+        check_weight_decay(self.weight_decay)
+        check_betas(self.betas)
+        check_positive("optimizer.eps", self.eps)
+        check_momentum(self.momentum, self.nesterov)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -122,8 +131,12 @@ class ScheduleSpec:
     def __post_init__(self) -> None:
         check_int("schedule.warmup_steps", self.warmup_steps, 0)
         check_choice("schedule.decay", self.decay, DECAYS)
-        check_positive("schedule.drop_factor", self.drop_factor)
+        _check_factor("schedule.drop_factor", self.drop_factor)
         check_number("schedule.floor", self.floor)
+        if not 0 <= self.floor <= 1:
+            raise ValueError(
+                f"schedule.floor must be in [0, 1], got schedule.floor={self.floor}"
+            )
         if not isinstance(self.drop_after, tuple):
             raise TypeError(
                 "schedule.drop_after must be an array of epochs, "
@@ -131,6 +144,10 @@ class ScheduleSpec:
             )
         for epoch in self.drop_after:
             check_int("schedule.drop_after", epoch, 1)
+        if any(a >= b for a, b in pairwise(self.drop_after)):
+            raise ValueError(
+                f"schedule.drop_after must increase, got {list(self.drop_after)}"
+            )
         if (self.decay == "step") != bool(self.drop_after):
             raise ValueError(
                 "schedule.drop_after belong to decay='step' and to it alone, "
@@ -272,7 +289,7 @@ class Recipe:
         if self.seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got seed={self.seed}")
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("init", self.init, INITS)
+        check_choice("init", self.init, METHODS)
         if not isinstance(self.zero_head, bool):
             raise TypeError(f"zero_head must be true or false, got {self.zero_head!r}")
         check_rate("label_smoothing", self.label_smoothing)
@@ -291,9 +308,7 @@ class Recipe:
                 f"got patience={self.patience}, validation=0; set validation=0.1"
             )
         if self.target is not None:
-            check_positive("target", self.target)
-            if self.target > 1:
-                raise ValueError(f"target must be in (0, 1], got target={self.target}")
+            _check_factor("target", self.target)
         self.transforms()
         self.config()
 
