@@ -53,8 +53,17 @@ at most 3 times further from torch than the envelope. A defect shows far above t
 """
 
 ENVELOPE_RUNS = 2
+"""Perturbed runs of torch that a free run is measured by."""
+
 JUDGED = 10
+"""Windows of a lockstep run that are judged by default."""
+
 PARTING_LOOKS = 10
+"""About how many steps are looked at for one that is wrong by itself."""
+
+
+def _series() -> Series:
+    return {"numpy": [], "torch": []}
 
 
 @dataclass
@@ -72,9 +81,9 @@ class Curves:
         The tensor where it is largest after the last step.
     """
 
-    loss: Series = field(default_factory=lambda: {"numpy": [], "torch": []})
-    accuracy: Series = field(default_factory=lambda: {"numpy": [], "torch": []})
-    grad_norm: Series = field(default_factory=lambda: {"numpy": [], "torch": []})
+    loss: Series = field(default_factory=_series)
+    accuracy: Series = field(default_factory=_series)
+    grad_norm: Series = field(default_factory=_series)
     drift: list[float] = field(default_factory=list)
     drift_tensor: str = ""
 
