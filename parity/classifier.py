@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from parity.data import normalise
+from parity.data import Dataset, load, normalise
 from parity.pictures import BACKGROUNDS, STYLES
-from parity.training import BACKENDS, Backend
+from parity.training import BACKENDS, Backend, check_images
 from vit_numpy.checkpoint import HEADER
 
 # The digits are white strokes on black, the clothes bright shapes on black.
@@ -90,6 +90,23 @@ class Classifier:
         """`mean` and `std` that images were normalised by; empty where unknown."""
         preprocessing = self.header.get("preprocessing") or {}
         return {k: preprocessing[k] for k in ("mean", "std") if k in preprocessing}
+
+    def open_data(self, name: str | None = None) -> Dataset:
+        """Open a data set by name, or that which the network was trained on.
+
+        Raises
+        ------
+        DataNotFoundError, FileNotFoundError, ValueError
+            If neither the caller nor the file names one; if it is unknown or not there,
+            or its images are not such as the network takes.
+        """
+        name = name or self.data
+        if name is None:
+            raise ValueError(f"{self.path} names no data set; add --data NAME")
+        config = self.config
+        dataset = load(name, image_size=config.image_hw, channels=config.in_chans)
+        check_images(dataset, config)
+        return dataset
 
     def inputs(
         self,

@@ -20,7 +20,6 @@ import numpy as np
 
 from parity.attention import head_maps, reader, rollout
 from parity.classifier import Classifier, add_picture_options
-from parity.data import load
 from parity.pictures import prepare
 from parity.plots import save
 from parity.sheets import attention_sheet
@@ -72,32 +71,23 @@ def run(args: argparse.Namespace) -> int:
 
 def choose(args: argparse.Namespace, network: Classifier) -> tuple[Any, str]:
     """Return the image (C, H, W), uint8, and its name."""
-    config = network.config
     if args.picture is not None:
+        config = network.config
         style = args.style or network.style
         prepared = prepare(
             args.picture, config.image_hw, config.in_chans, style, args.background
         )
         return prepared.pixels, args.picture.name
-    name = args.data or network.data
-    if name is None:
-        raise ValueError(f"{args.checkpoint} names no data set; add --data NAME")
-    dataset = load(name, image_size=config.image_hw, channels=config.in_chans)
+    dataset = network.open_data(args.data)
     images = dataset.test_images
-    expected = (config.in_chans, *config.image_hw)
-    if images.shape[1:] != expected:
-        raise ValueError(
-            f"{name} has images of shape {images.shape[1:]}, the network takes "
-            f"{expected}; choose other data"
-        )
     if not 0 <= args.index < len(images):
         raise ValueError(
-            f"--index must be 0 to {len(images) - 1}, the test images of {name}, "
-            f"got {args.index}"
+            f"--index must be 0 to {len(images) - 1}, the test images of "
+            f"{dataset.name}, got {args.index}"
         )
     label = dataset.class_names[dataset.test_labels[args.index]]
     return images[args.index : args.index + 1][0], (
-        f"“{label}”, test image {args.index} of {name}"
+        f"“{label}”, test image {args.index} of {dataset.name}"
     )
 
 

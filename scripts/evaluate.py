@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from parity.classifier import Classifier
-from parity.data import Dataset, load
+from parity.data import Dataset
 from parity.files import write_json, write_text
 from parity.plots import check_matplotlib, save
 from parity.scores import Scores, score, worst_mistakes
@@ -75,12 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_matplotlib()
     network = Classifier.open(args.checkpoint, backend)
-    name = args.data or network.data
-    if name is None:
-        raise ValueError(f"{args.checkpoint} names no data set; add --data NAME")
-    config = network.config
-    dataset = load(name, image_size=config.image_hw, channels=config.in_chans)
-    check_fit(dataset, config)
+    dataset = network.open_data(args.data)
+    check_fit(dataset, network.config)
     backend.prepare()
     if args.threads:
         backend.set_threads(args.threads)
@@ -96,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "scores.json", found)
         write_text(args.out / "confusion.csv", table(scores))
-        draw(args.out, name, dataset, logits, scores, args.mistakes)
-    print(f"{args.checkpoint} in {backend.name} on {name}")
+        draw(args.out, dataset, logits, scores, args.mistakes)
+    print(f"{args.checkpoint} in {backend.name} on {dataset.name}")
     print(report(scores))
     if args.out is not None:
         print(
@@ -107,17 +103,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def draw(
-    folder: Path, name: str, dataset: Dataset, logits: Any, scores: Scores, count: int
+    folder: Path, dataset: Dataset, logits: Any, scores: Scores, count: int
 ) -> None:
     """Write the pictures."""
     part = dataset.test
     worst = worst_mistakes(logits, part.labels, count)
     right = f"{scores.top1:.2%} of {len(part):,} test images right"
-    save(confusion_matrix(scores, f"{name}: {right}"), folder / "confusion.png")
+    save(confusion_matrix(scores, f"{dataset.name}: {right}"), folder / "confusion.png")
     rows = np.array([mistake.index for mistake in worst], int)
     images = part.take(rows).images[:]
     wrong = len(part) - int(scores.confusion.trace())
-    title = f"{name}: the {len(worst)} most confident of {wrong:,} mistakes"
+    title = f"{dataset.name}: the {len(worst)} most confident of {wrong:,} mistakes"
     save(
         mistakes_sheet(worst, images, part.class_names, title), folder / "mistakes.png"
     )

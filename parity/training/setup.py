@@ -61,8 +61,8 @@ def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
     return dataclasses.replace(recipe, model=model)
 
 
-def check_fit(dataset: Dataset, config: Any) -> None:
-    """Raise unless images and classes of the data set are those of the network."""
+def check_images(dataset: Dataset, config: Any) -> None:
+    """Raise unless the images of the data set are such as the network takes."""
     shape = tuple(dataset.train_images.shape[1:])
     expected = (config.in_chans, *config.image_hw)
     if shape != expected:
@@ -70,6 +70,11 @@ def check_fit(dataset: Dataset, config: Any) -> None:
             f"{dataset.name} has images of shape {shape}, the network takes "
             f"{expected}; choose other data, or set model.image_size and model.in_chans"
         )
+
+
+def check_fit(dataset: Dataset, config: Any) -> None:
+    """Raise unless images and classes of the data set are those of the network."""
+    check_images(dataset, config)
     if dataset.num_classes != config.num_classes:
         raise ValueError(
             f"{dataset.name} has {dataset.num_classes} classes, the network "
