@@ -49,9 +49,13 @@ def confusion_matrix(scores: Scores, title: str) -> Any:
     cells = 1 - strength * (1 - colour)
     side = min(0.46 * classes, 9) + 1.2
     longest = max(len(name) for name in scores.class_names)
+    width = max(side + 1.1 + 0.06 * longest, 4.2)
+    # A bold letter takes a tenth of an inch; a data set's name may be a whole path.
+    title = textwrap.fill(title, int(10 * width) - 3)
+    lines = title.count("\n") + 1
     with styled() as new_figure:
         figure = new_figure(
-            figsize=(side + 1.1 + 0.06 * longest, side + 0.9 + 0.04 * longest),
+            figsize=(width, side + 0.75 + 0.17 * lines + 0.04 * longest),
             layout="constrained",
         )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
@@ -60,7 +64,7 @@ def confusion_matrix(scores: Scores, title: str) -> Any:
         axes.imshow(cells, interpolation="nearest")
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_title(title, loc="left", fontweight="bold", fontsize=11, pad=12)
+        figure.suptitle(title, x=0.12 / width, ha="left", weight="bold", size=11)
         size = 8 if classes <= _MOST_NUMBERS else 5
         # Of more classes than names find room, every so many is named.
         places = range(0, classes, 1 + classes // 80)
