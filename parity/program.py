@@ -156,6 +156,19 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def minutes(text: str) -> float:
+    """Read a time above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"must be a number of minutes above 0, got {text!r}"
+        )
+    return value
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1, for argparse."""
     return at_least(1)(text)

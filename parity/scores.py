@@ -109,8 +109,10 @@ def score(
 
     Raises
     ------
+    FloatingPointError
+        If a logit is not finite.
     ValueError
-        If the shapes do not fit, there is no image, or a logit is not finite.
+        If the shapes do not fit, or there is no image.
     """
     classes = len(class_names)
     if logits.shape != (len(labels), classes) or not len(labels):
@@ -141,7 +143,7 @@ def probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
     Raises
     ------
-    ValueError
+    FloatingPointError
         If a logit is not finite.
     """
     _check_finite(logits)
@@ -187,7 +189,7 @@ def _check_finite(logits: NDArray[np.floating[Any]]) -> None:
     """Raise if the network has computed what cannot be ranked."""
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise ValueError(
+        raise FloatingPointError(
             f"logits must be finite, got {logits[row].max()} for image {row}; "
             "the network has diverged, use an earlier checkpoint"
         )

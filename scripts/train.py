@@ -7,7 +7,14 @@ python scripts/train.py folder-224 --backend torch --data folder:pictures \
     --from model.safetensors --linear-probe
 """
 
-from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+from parity.program import (
+    Parser,
+    answer_interrupts,
+    main_of,
+    minutes,
+    positive,
+    summary_of,
+)
 
 answer_interrupts()
 
@@ -27,10 +34,13 @@ from parity.training import (
     Step,
     StopSignals,
     TrainingStopped,
+    build_model,
+    build_trainer,
     check_processes,
     exit_status,
     fitted,
     open_data,
+    open_stream,
     split_data,
     train,
 )
@@ -94,7 +104,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     saving = parser.add_argument_group("saving within an epoch")
     saving.add_argument("--save-steps", type=positive, metavar="N")
     saving.add_argument(
-        "--save-minutes", type=float, default=10.0, metavar="N", help="default 10"
+        "--save-minutes", type=minutes, default=10.0, metavar="N", help="default 10"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default runs/RECIPE-BACKEND"
@@ -157,9 +167,15 @@ def run(args: argparse.Namespace) -> int:
     backend.prepare()
     if args.threads:
         backend.set_threads(args.threads)
-    if not args.resume:
-        folder.create(recipe, backend, overwrite=args.overwrite)
     part, validation = split_data(recipe, dataset)
+    steps = len(open_stream(recipe, part))
+    if not args.resume:
+        # What cannot be trained must not take the place of a run.
+        folder.check_source(recipe)
+        build_trainer(recipe, backend, build_model(recipe, backend), steps)
+        folder.create(recipe, backend, overwrite=args.overwrite)
+    elif recipe != folder.reopen():
+        folder.write_recipe(recipe)
     images = f"{len(part):,} images, {len(dataset.test):,} to test with"
     if validation:
         images += f", {len(validation):,} to validate with"
@@ -167,7 +183,6 @@ def run(args: argparse.Namespace) -> int:
         f"{recipe.name} in {backend.name} on {recipe.data} ({images}) -> {folder.path}",
         flush=True,
     )
-    steps = -(-len(part) // recipe.batch_size)
     with StopSignals() as signals:
         records = train(
             recipe,
@@ -193,7 +208,10 @@ def run(args: argparse.Namespace) -> int:
         finally:
             draw(folder)
     if done is None:
-        print("nothing is left to train; --epochs N lets the run go on to epoch N")
+        print(
+            "nothing is left to train; --epochs N lets the run go on to epoch N"
+            + (", unless its patience is over" if recipe.patience else "")
+        )
     return 0
 
 
@@ -235,7 +253,7 @@ def draw(folder: RunFolder) -> None:
 
     try:
         save(run_curves(read_metrics(folder.path), folder.path.name), folder.curves)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, OSError) as error:
         print(f"train.py: no curves drawn: {error}", file=sys.stderr)
     except ValueError:
         # No step was made yet, so that there is nothing to draw.

@@ -40,9 +40,11 @@ def predict(
     dtype = backend.numpy(model.patch_embed.proj.weight).dtype.name
     run = backend.module("train").evaluate
     stream = BatchStream(part, EVALUATION_BATCH, 0, shuffle=False, mean=mean, std=std)
-    return np.concatenate(
-        [
-            backend.numpy(run(model, backend.array(batch.images, dtype)))
-            for batch in stream.epoch(0)
-        ]
-    )
+    # Whoever scores what is not finite says so, once and by its image.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.concatenate(
+            [
+                backend.numpy(run(model, backend.array(batch.images, dtype)))
+                for batch in stream.epoch(0)
+            ]
+        )

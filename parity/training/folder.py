@@ -76,8 +76,7 @@ class RunFolder:
             for path in (self.checkpoint, self.best, self.curves, self.metrics):
                 path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        text = recipe.resolved().to_toml()
-        (self.path / RECIPE_FILE).write_text(text, encoding="utf-8")
+        self.write_recipe(recipe)
         run = {
             "kind": "run",
             "backend": backend.name,
@@ -85,6 +84,26 @@ class RunFolder:
             "environment": environment(),
         }
         self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
+
+    def check_source(self, recipe: Recipe) -> None:
+        """Raise if a new run here would delete the file that it starts from.
+
+        Raises
+        ------
+        ValueError
+        """
+        if recipe.finetune is None:
+            return
+        source = Path(recipe.finetune.source).resolve()
+        if source in (self.checkpoint.resolve(), self.best.resolve()):
+            raise ValueError(
+                f"{self.path} holds {source.name}, which the run is to start from; "
+                "choose another folder for the run"
+            )
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the recipe, with its whole network spelled out."""
+        write_text(self.path / RECIPE_FILE, recipe.resolved().to_toml())
 
     def reopen(self) -> Recipe:
         """Return the recipe of the run that the folder holds, to continue it.
@@ -103,8 +122,7 @@ class RunFolder:
 
     def check_backend(self, backend: Backend) -> None:
         """Raise unless the run in the folder was made by this backend and options."""
-        with self.metrics.open(encoding="utf-8") as file:
-            run = json.loads(file.readline())
+        run = self._begun_by()
         before = {"backend": run["backend"], **run.get("options", {})}
         now = {"backend": backend.name, **backend.options}
         for key in before | now:
@@ -113,6 +131,18 @@ class RunFolder:
                     f"{self.path} was run with {key}={before.get(key)!r}, "
                     f"got {now.get(key)!r}; resume it with the same"
                 )
+
+    def _begun_by(self) -> dict[str, Any]:
+        """Return the first record of the metrics, which says what made the run."""
+        if self.metrics.is_file():
+            with self.metrics.open(encoding="utf-8", errors="replace") as file:
+                run = _record(file.readline())
+            if run is not None and "backend" in run:
+                return run
+        raise ValueError(
+            f"{self.metrics} does not begin with what made the run, which is needed to "
+            "resume it; --overwrite the run, or bring the file back"
+        )
 
     def last_good(self, step: int) -> str:
         """Say which checkpoint is the last good one; it is of that step."""
@@ -130,26 +160,39 @@ class RunFolder:
         """
         kept = [
             line
-            for line in self.metrics.read_text("utf-8").splitlines()
+            for line in self.metrics.read_text("utf-8", errors="replace").splitlines()
             if _is_before(line, epochs, steps)
         ]
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
         with self.metrics.open("a", encoding="utf-8") as file:
 
             def write(record: dict[str, Any]) -> None:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
+                try:
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                except OSError as error:
+                    raise OSError(
+                        f"{self.metrics} cannot be written ({error.strerror}); "
+                        "make room for it, then --resume"
+                    ) from None
 
             yield write
 
 
 def _is_before(line: str, epochs: int, steps: int) -> bool:
     """Tell whether a line of metrics is whole, and of no later epoch or step."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        # The process ended in the middle of the line.
+    record = _record(line)
+    if record is None:
         return False
     if record["kind"] == "epoch":
         return bool(record["epoch"] <= epochs)
     return bool(record.get("step", 0) <= steps)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Return what a line of metrics holds; None if a process ended while writing it."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "kind" in record else None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from parity.data import Batch, Dataset, Part
 from parity.recipes import Recipe
@@ -219,10 +220,24 @@ class _Training:
         self.progress = Progress()
         if begun:
             header = self.checkpoint.load_training(folder.checkpoint, self.trainer)
+            self._check_same_data(header)
             saved = header["training"]
             self.progress = Progress(**saved.get("progress", {"epoch": saved["epoch"]}))
         self._saved_step = self.trainer.steps
         self._saved_at = time.monotonic()
+
+    def _check_same_data(self, header: dict[str, Any]) -> None:
+        """Raise if the images or classes are not those that the run began with."""
+        names = header.get("metadata", {}).get("class_names")
+        if (
+            header.get("preprocessing") != self.preprocessing
+            or names != self.metadata["class_names"]
+        ):
+            raise ValueError(
+                f"{self.dataset.name} has changed since {self.folder.path} was begun: "
+                "its classes, or the mean and std of its images, are others; "
+                "bring the data back, or start a new run"
+            )
 
     @property
     def is_over(self) -> bool:
@@ -256,9 +271,15 @@ class _Training:
         """Score the network, and save its weights if they are the best so far."""
         progress = self.progress
         started = time.perf_counter()
-        with self._averaged():
-            test = self._score(self.dataset.test)
-            held_out = None if self.validation is None else self._score(self.validation)
+        try:
+            with self._averaged():
+                test = self._score(self.dataset.test)
+                held_out = self._score(self.validation) if self.validation else None
+        except FloatingPointError as error:
+            last_good = self.folder.last_good(self._saved_step)
+            raise FloatingPointError(
+                f"after step {self.trainer.steps}: {error}; {last_good}"
+            ) from None
         epoch = Epoch(
             epoch=progress.epoch + 1,
             step=self.trainer.steps,

@@ -218,6 +218,62 @@ def test_a_run_goes_on_only_as_it_was(recipe, dataset, tmp_path):
         Backend.load("torch", device="abacus")
 
 
+def test_lines_that_are_no_records_are_dropped(recipe, dataset, tmp_path):
+    run(recipe, "numpy", dataset, tmp_path / "whole")
+    with pytest.raises(TrainingStopped):
+        run(recipe, "numpy", dataset, tmp_path / "parts", stop=stop_after(7))
+    with RunFolder(tmp_path / "parts").metrics.open("ab") as file:
+        file.write(b"null\n5\n{}\n\0\0\n\xff\xfe\n")
+    run(recipe, "numpy", dataset, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"kind": "r', b"null\n", b"\xff\n", None])
+def test_metrics_without_their_beginning_are_refused(
+    content, recipe, dataset, tmp_path
+):
+    backend = Backend.load("numpy")
+    folder = RunFolder(tmp_path)
+    folder.create(recipe, backend, overwrite=False)
+    folder.metrics.unlink()
+    if content is not None:
+        folder.metrics.write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl does not begin with what"):
+        folder.check_backend(backend)
+
+
+def test_a_run_goes_on_only_with_its_data(recipe, dataset, tmp_path):
+    with pytest.raises(TrainingStopped):
+        run(recipe, "numpy", dataset, tmp_path, stop=stop_after(7))
+    images, labels = dataset.train_images.copy(), dataset.train_labels
+    images[0] ^= 255
+    changed = from_arrays(images, labels, dataset.test_images, dataset.test_labels)
+    with pytest.raises(ValueError, match=r"has changed since .* was begun"):
+        run(recipe, "numpy", changed, tmp_path)
+
+
+@backends
+def test_scores_that_are_no_numbers_name_step_and_checkpoint(
+    backend, recipe, dataset, tmp_path, recwarn
+):
+    """The last update of an epoch may be what spoils the network."""
+    wild = recipe.replace(
+        {
+            "batch_size": 40,
+            "ema": 0.0,
+            "clip_norm": 1e30,
+            "optimizer": {"name": "sgd", "lr": 1e30},
+            "schedule": {},
+            "zero_head": False,
+        }
+    )
+    with pytest.raises(FloatingPointError) as caught:
+        run(wild, backend, dataset, tmp_path)
+    assert str(caught.value).startswith("after step 1: logits must be finite, got nan")
+    assert str(caught.value).endswith("no checkpoint was written before it")
+    assert not list(recwarn)
+
+
 def test_signals_ask_once_and_then_act():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as signals:

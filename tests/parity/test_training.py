@@ -196,3 +196,32 @@ def test_programs_train_and_evaluate_without_torch(tmp_path):
         assert done.returncode == 2, done
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_trained_takes_no_run_away(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--data", "mnist-subset", "--epochs", "1", "--batch-size", "500"]
+    start = ["scripts/train.py", "network1", "--backend", "numpy", "--out", out, *flags]
+    assert program(*start).returncode == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for changes, message in [
+        (["--set", "optimizer.betas=3"], "betas must be two numbers"),
+        (["--set", 'augment=[{name="mixup"},{name="flip"}]'], "must come before MixUp"),
+        (["--from", out / "best.safetensors"], "which the run is to start from"),
+        (["--save-minutes", "0"], "must be a number of minutes above 0"),
+    ]:
+        done = program(*start, "--overwrite", *changes)
+        assert done.returncode == 2, done
+        assert message in done.stderr
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_epochs_added_to_a_run_are_those_of_its_recipe(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--data", "mnist-subset", "--batch-size", "500", "--out", out]
+    start = ["scripts/train.py", "mnist-sincos", "--backend", "numpy", *flags]
+    few = ["--set", "schedule.warmup_steps=5"]
+    assert program(*start, *few, "--epochs", "1").returncode == 0
+    done = program(*start, "--resume", "--epochs", "2")
+    assert "epoch 2/2" in done.stdout
+    assert "\nepochs = 2\n" in (out / "recipe.toml").read_text("utf-8")
