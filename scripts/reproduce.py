@@ -132,14 +132,24 @@ def make(
     log = folder.with_suffix(".log")
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            # Ctrl-C reaches a whole group, and a second signal ends a training at once.
+            process_group=0,
         )
         asked = False
-        while process.poll() is None:
-            if not asked and (signals or time.monotonic() >= deadline):
-                process.terminate()
-                asked = True
-            time.sleep(0.2)
+        try:
+            while process.poll() is None:
+                if not asked and (signals or time.monotonic() >= deadline):
+                    process.terminate()
+                    asked = True
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
     if process.returncode in (0, *STOPPED):
         return ""
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()

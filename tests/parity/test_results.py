@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +191,34 @@ def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
     again = reproduce(tmp_path)
     assert (again.returncode, again.stdout) == (0, "")
     assert "did you mean 'network1'" in reproduce(tmp_path, "--only", "netwrok1").stderr
+
+
+def test_ctrl_c_lets_the_training_save_itself(tmp_path):
+    """A terminal sends it to the whole group, the training and what asks it to stop."""
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "scripts/reproduce.py", "--only", "network2"),
+            *("--backend", "numpy", "--data", "mnist-subset", "--runs", str(runs)),
+            *("--results", str(tmp_path / "results.json")),
+        ],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = runs / "network2-numpy-0" / "metrics.jsonl"
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_bytes().count(b"\n") > 2
+    ):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "stopped before its first epoch was finished" in output
+    log = (runs / "network2-numpy-0.log").read_text("utf-8")
+    assert "--resume continues it" in log
+    assert [path.name for path in metrics.parent.glob("*.safetensors")] == [
+        "last.safetensors"
+    ]
