@@ -52,7 +52,8 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Draw the loss in both backends, and beneath it their relative difference.
 
     The band is where torch itself goes when its parameters are moved by one unit in the
-    last place after every step.
+    last place after every step. Of a long run the upper lines are a running mean, as
+    single batches would hide one line beneath the other.
 
     Raises
     ------
@@ -65,25 +66,39 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         shown = f"loss equal to {max(c.free.relative_difference):.1e}"
     else:
         shown = f"a judged step uses ≤ {c.verdict.max_bound_used:.2f} of its bound"
+    window = c.steps // 200 | 1
+
+    def smooth(values: Sequence[float]) -> NDArray[np.float64]:
+        return centred_mean(np.asarray(values, np.float64), window)
+
     with styled() as new_figure:
         figure = new_figure(figsize=(7.2, 5.4), layout="constrained")
         upper, lower = figure.subplots(
             2, 1, sharex=True, height_ratios=(3, 2), gridspec_kw={"hspace": 0.06}
         )
         upper.fill_between(
-            steps, c.envelope.low, c.envelope.high, color=BAND, lw=0, alpha=0.7
+            steps,
+            smooth(c.envelope.low),
+            smooth(c.envelope.high),
+            color=BAND,
+            lw=0,
+            alpha=0.7,
         )
         # The curves lie on each other: the upper one is dashed, to show the lower.
-        upper.plot(steps, c.free.loss["torch"], color=TORCH, lw=2.4, label="PyTorch")
+        upper.plot(
+            steps, smooth(c.free.loss["torch"]), color=TORCH, lw=2.4, label="PyTorch"
+        )
         upper.plot(
             steps,
-            c.free.loss["numpy"],
+            smooth(c.free.loss["numpy"]),
             color=NUMPY,
             lw=1.1,
             ls=(0, (4, 2.5)),
             label="NumPy",
         )
-        upper.set_ylabel("training loss")
+        upper.set_ylabel(
+            "training loss" + (f",\nmean of {window} steps" if window > 1 else "")
+        )
         upper.set_ylim(bottom=0)
         upper.legend(loc="upper right", handlelength=2.6)
         upper.set_title(
@@ -96,7 +111,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         upper.text(
             0,
             1.045,
-            f"same weights, batches and dropout masks · {c.steps} steps · {shown}",
+            f"same weights, batches and dropout masks · {c.steps:,} steps · {shown}",
             transform=upper.transAxes,
             va="bottom",
         ).set_in_layout(False)
@@ -113,12 +128,15 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             alpha=0.7,
             label="PyTorch against itself, moved by 1 ulp a step",
         )
+        difference = np.maximum(c.free.relative_difference, floor)
+        lower.plot(steps, difference, color=NUMPY, lw=0.6, alpha=0.45)
+        # As the band: the largest so far.
         lower.plot(
             steps,
-            np.maximum(c.free.relative_difference, floor),
+            np.maximum.accumulate(difference),
             color=NUMPY,
-            lw=1.1,
-            label="NumPy against PyTorch",
+            lw=1.4,
+            label="NumPy against it; thin: each step",
         )
         if c.diverged_at is not None:
             for axes in (upper, lower):
@@ -136,7 +154,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         lower.set_yscale("log")
         lower.set_ylim(bottom=floor)
         lower.set_xlim(1, max(c.steps, 2))
-        lower.set_ylabel("relative difference\nof the loss")
+        lower.set_ylabel("relative difference of\nthe loss, largest so far")
         lower.set_xlabel("step")
         # Above the axes: within them the band or the curve may be anywhere.
         lower.legend(
