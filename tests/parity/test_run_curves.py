@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from parity.plots import centred_mean, compare_runs, read_metrics, run_curves, save
+from parity.curves import Comparison, Curves, Envelope
+from parity.plots import (
+    centred_mean,
+    compare_runs,
+    plot_comparison,
+    read_metrics,
+    run_curves,
+    save,
+)
 
 
 def records(epochs=3, steps=10, unfinished=4, offset=0.0):
@@ -156,3 +164,28 @@ def test_figures_are_written_with_their_folder(tmp_path):
     path = tmp_path / "new" / "curves.png"
     save(run_curves(records()), path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_shows_the_largest_difference_so_far(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("parity.plots.save", lambda figure, path: drawn.append(figure))
+    loss = np.linspace(3, 1, 600).tolist()
+    difference = [1e-15, 3e-15, 2e-15] * 200
+    comparison = Comparison(
+        recipe="r",
+        data="d",
+        dtype="float64",
+        steps=600,
+        free=Curves({"numpy": [x * (1 + 1e-13) for x in loss], "torch": loss}),
+        envelope=Envelope(loss, loss, difference),
+        lockstep=None,
+        verdict=None,
+        diverged_at=None,
+        parting=None,
+    )
+    plot_comparison(comparison, tmp_path / "curves.png")
+    upper, lower = drawn[0].axes
+    assert upper.get_ylabel() == "training loss,\nmean of 3 steps"
+    thin, bold = (np.asarray(line.get_ydata()) for line in lower.lines)
+    assert np.array_equal(bold, np.maximum.accumulate(thin))
+    assert thin == pytest.approx(1e-13, rel=0.01)
