@@ -20,7 +20,7 @@ import numpy as np
 from parity import recipes
 from parity.plots import save
 from parity.sheets import batch_sheet
-from parity.training import open_data, open_stream
+from parity.training import open_data, open_stream, split_data
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipes.load(args.recipe)
     if args.data is not None:
         recipe = recipe.replace({"data": args.data})
-    part = open_data(recipe).train
+    part, _ = split_data(recipe, open_data(recipe))
     batch = next(open_stream(recipe, part).epoch(args.epoch - 1))
     count = min(args.count, len(batch.images))
     mean, std = part.mean[:, None, None], part.std[:, None, None]

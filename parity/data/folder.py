@@ -149,7 +149,8 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
     Raises
     ------
     ValueError
-        If there are fewer than two sub-folders, or one has no picture.
+        If there are fewer than two sub-folders, or one has no picture, or a name that
+        is not UTF-8.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -169,6 +170,11 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
         )
     classes = {}
     for name in names:
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise ValueError(
+                f"the class folder {name!a} in {folder} must have a name in UTF-8, "
+                "which results are written in; rename it"
+            )
         classes[name] = sorted(
             path
             for path in (folder / name).rglob("*")

@@ -1,5 +1,6 @@
 """Folders of pictures: decoded only when asked for, and clear when they are wrong."""
 
+import os
 import sys
 
 import numpy as np
@@ -190,3 +191,10 @@ def test_without_pillow_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'vit-parity\[train\]'"):
         images[:1]
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="UTF-8 names")
+def test_a_class_whose_name_no_file_can_hold_is_refused(folder):
+    os.rename(folder / "cat", os.fsencode(folder) + b"/c\xfft")
+    with pytest.raises(ValueError, match="must have a name in UTF-8"):
+        load(f"folder:{folder}")

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity import recipes, sheets
 from parity.data import load
 from parity.program import main_of
+from parity.training import open_data, open_stream, split_data
 from vit_numpy import VisionTransformer, init_weights, preset, save
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -198,6 +200,33 @@ def test_show_batch_draws_what_both_backends_train_on(run, tmp_path):
     )
     assert run("show_batch", recipe, "--epoch", 2, "--count", 11) == 0
     assert is_picture(tmp_path / "batch.png")
+
+
+def test_show_batch_leaves_out_the_images_to_validate_with(run, tmp_path, monkeypatch):
+    recipe = tmp_path / "held.toml"
+    recipe.write_text(
+        """
+        data = "mnist-subset"
+        preset = "network1"
+        epochs = 2
+        batch_size = 30
+        validation = 0.5
+        optimizer = { name = "adamw", lr = 0.001 }
+        """
+    )
+    shown = []
+
+    def sheet(stored, given, labels, title):
+        shown.append(stored)
+        return figure(stored, given, labels, title)
+
+    figure = sheets.batch_sheet
+    monkeypatch.setattr(sheets, "batch_sheet", sheet)
+    assert run("show_batch", recipe, "--count", 30) == 0
+    opened = recipes.load(recipe)
+    part, _ = split_data(opened, open_data(opened))
+    rows = next(open_stream(opened, part).epoch(0)).indices
+    assert np.array_equal(shown[0], part.images[rows])
 
 
 BAD = [
