@@ -104,10 +104,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def publish(results: Results, changed: set[str], args: argparse.Namespace) -> None:
-    """Write the page, and draw the curves of the recipes that have new results."""
+    """Write the page, and draw the curves of recipes with new results or no picture."""
     pictures = args.results.with_suffix("")
-    for recipe in changed:
-        draw_curves(results, recipe, args.runs, pictures / f"{recipe}.png")
+    for recipe in {result.recipe for result in results.by_name.values()}:
+        path = pictures / f"{recipe}.png"
+        if recipe in changed or not path.exists():
+            draw_curves(results, recipe, args.runs, path)
     write_text(args.results.with_suffix(".md"), page(results, pictures.name))
 
 

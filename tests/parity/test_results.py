@@ -145,7 +145,10 @@ def test_a_budget_of_nothing_writes_the_page_of_what_is_there(tmp_path):
     assert done.stdout.endswith("the budget of 0 minutes is spent\n")
     text = (tmp_path / "results.md").read_text("utf-8")
     assert "50.00%, a trial of 2 epochs" in text
-    assert (tmp_path / "results" / "network1.png").stat().st_size > 0
+    picture = tmp_path / "results" / "network1.png"
+    picture.unlink()
+    assert reproduce(tmp_path, "--budget", "0").returncode == 0
+    assert picture.stat().st_size > 0, "a picture that is gone is drawn again"
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "network1-numpy-2",
         "network1-torch-0",
