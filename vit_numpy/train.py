@@ -51,7 +51,7 @@ class StepResult(NamedTuple):
     Attributes
     ----------
     step : int
-        Counts from 0.
+        Counts from 1, as messages and files do: the steps made with this one.
     loss : float
     accuracy : float
         Share of the batch whose largest logit is its label's, dropout included.
@@ -268,7 +268,7 @@ class Trainer:
             self.ema.update()
         self.steps += 1
         return StepResult(
-            self.steps - 1,
+            self.steps,
             float(total.loss),
             total.correct / batch_size,
             float(norm),
@@ -453,7 +453,7 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
     tensor = f"first in {bad!r}; " if bad else ""
     clip = "a smaller" if trainer.clip_norm else "a"
     return (
-        f"{what} is {value} at step {trainer.steps}; {tensor}"
+        f"{what} is {value} at step {trainer.steps + 1}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
     )
 

@@ -34,7 +34,7 @@ class StepResult(NamedTuple):
     Attributes
     ----------
     step : int
-        Counts from 0.
+        Counts from 1, as messages and files do: the steps made with this one.
     loss : float
     accuracy : float
         Share of the batch whose largest logit is its label's, dropout included.
@@ -183,7 +183,7 @@ class Trainer:
             self.ema.update()
         self.steps += 1
         return StepResult(
-            self.steps - 1,
+            self.steps,
             total.item(),
             correct / batch_size,
             norm.item(),
@@ -309,6 +309,6 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
     tensor = f"first in {bad!r}; " if bad else ""
     clip = "a smaller" if trainer.clip_norm else "a"
     return (
-        f"{what} is {value} at step {trainer.steps}; {tensor}"
+        f"{what} is {value} at step {trainer.steps + 1}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
     )

@@ -46,7 +46,7 @@ def test_it_learns():
     assert np.mean([r.loss for r in results[-10:]]) < 0.3
     images, labels = batch(999, 200)
     assert (evaluate(trainer.model, images).argmax(axis=1) == labels).mean() > 0.95
-    assert [r.step for r in results[:3]] == [0, 1, 2]
+    assert [r.step for r in results[:3]] == [1, 2, 3]
     assert results[0].lr == pytest.approx(0.001)
     assert results[9].lr == results[10].lr == 0.01
 
@@ -116,7 +116,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     )
     moments = state.copy()
     with pytest.raises(
-        FloatingPointError, match=r"loss is nan at step 1; first in 'emb"
+        FloatingPointError, match=r"loss is nan at step 2; first in 'emb"
     ):
         trainer.step(images, labels)
     np.testing.assert_array_equal(state, moments)

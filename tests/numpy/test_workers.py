@@ -143,7 +143,7 @@ def test_errors_are_those_of_threads_and_leave_the_workers_well():
     last = np.where(np.arange(16) == 15, 4, labels)
     first = np.where(np.arange(16) == 0, 4, labels)
     cases = [
-        (bad_pixel, labels, FloatingPointError, "loss is nan at step 0; first in 'emb"),
+        (bad_pixel, labels, FloatingPointError, "loss is nan at step 1; first in 'emb"),
         (images, last, ValueError, r"labels must be in \[0, 4\), got 4"),
         (images, first, ValueError, r"labels must be in \[0, 4\), got 4"),
         (images.astype(float), labels, TypeError, "images must be float32"),
@@ -284,7 +284,7 @@ def test_a_fork_of_the_parent_does_not_end_its_workers():
             trainer.close()
             os._exit(0)
         assert os.waitpid(child, 0) == (child, 0)
-        assert trainer.step(*batch(0)).step == 0
+        assert trainer.step(*batch(0)).step == 1
         assert not trainer._workers.closed
 
 
@@ -424,7 +424,7 @@ def test_signals_to_the_group_are_the_parents_to_answer(number):
         signal.signal(number, lambda number, frame: received.append(number))
     while not received:
         trainer.step(images, labels)
-    print(trainer.step(images, labels).step > 0, trainer._workers.closed)
+    print(trainer.step(images, labels).step > 1, trainer._workers.closed)
     """
     process = program(rest)
     pid = int(process.stdout.readline())

@@ -139,7 +139,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     images, labels = batch(1)
     images[3, 0, 0, 0] = torch.inf
     with pytest.raises(
-        FloatingPointError, match=r"loss is nan at step 1; first in 'emb"
+        FloatingPointError, match=r"loss is nan at step 2; first in 'emb"
     ):
         trainer.step(images, labels)
     for name, value in model.state_dict().items():
