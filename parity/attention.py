@@ -17,7 +17,7 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 
 
 def head_maps(weights: Sequence[Array], config: ViTConfig) -> Array:
-    """Return what the network's reading token takes from each patch, by block and head.
+    """Return what the tokens that the head reads take from each patch, block and head.
 
     Parameters
     ----------
@@ -30,8 +30,9 @@ def head_maps(weights: Sequence[Array], config: ViTConfig) -> Array:
     -------
     ndarray of shape (B, depth, h, rows, columns)
         Shares of attention; a map sums to 1 less what goes to class, distillation and
-        register tokens. The reading token is the class token, or where there is none,
-        the mean over all patches.
+        register tokens. What the head reads is the class token, with the distillation
+        token where there is one; if it pools by mean or attention, all patches; if it
+        takes all tokens, flattened, these. Of several tokens it is their mean.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def head_maps(weights: Sequence[Array], config: ViTConfig) -> Array:
 
 
 def rollout(weights: Sequence[Array], config: ViTConfig) -> Array:
-    """Return how much of each patch reaches the network's reading token.
+    """Return how much of each patch reaches the tokens that the head reads.
 
     Parameters
     ----------
@@ -53,8 +54,8 @@ def rollout(weights: Sequence[Array], config: ViTConfig) -> Array:
     Returns
     -------
     ndarray of shape (B, rows, columns)
-        Shares of the reading token after the last block, as far as attention alone
-        moves them; a map sums to 1 less the share of tokens that are no patches.
+        Shares of these tokens after the last block, as far as attention alone moves
+        them; a map sums to 1 less the share of tokens that are no patches.
 
     Raises
     ------
@@ -84,16 +85,25 @@ def rollout(weights: Sequence[Array], config: ViTConfig) -> Array:
 
 def reader(config: ViTConfig) -> str:
     """Say whose attention is shown."""
-    return "the class token" if config.class_token else "the mean of all patches"
+    if config.pool == "token":
+        if config.distillation_token:
+            return "the mean of class and distillation token"
+        return "the class token"
+    if config.pool == "map":
+        return "the mean of all patches, which the head weighs by its own attention,"
+    if config.pool == "flatten" and config.num_prefix_tokens:
+        return "the mean of all tokens"
+    return "the mean of all patches"
 
 
 def _read(weights: Array, config: ViTConfig) -> Array:
-    """(..., T, T) -> (..., rows, columns): the reading token's row, patches alone."""
+    """(..., T, T) -> (..., rows, columns): what the head reads of patches alone."""
     prefix = config.num_prefix_tokens
-    if config.class_token:
-        rows = weights[..., 0, prefix:]
-    else:
-        rows = weights[..., prefix:, prefix:].mean(axis=-2)
+    read = {
+        "token": slice(1 + config.distillation_token),
+        "flatten": slice(None),
+    }.get(config.pool, slice(prefix, None))
+    rows = weights[..., read, prefix:].mean(axis=-2)
     return rows.reshape(*rows.shape[:-1], *config.grid)
 
 

@@ -47,6 +47,33 @@ def test_without_a_class_token_all_patches_read():
     assert reader(config) == "the mean of all patches"
 
 
+@pytest.mark.parametrize(
+    ("changes", "read", "said"),
+    [
+        ({"distillation_token": True}, slice(2), "class and distillation token"),
+        ({"pool": "mean"}, slice(2, None), "the mean of all patches"),
+        ({"pool": "map"}, slice(2, None), "the head weighs by its own attention"),
+        (
+            {"pool": "flatten", "final_norm": "before"},
+            slice(None),
+            "the mean of all tokens",
+        ),
+    ],
+)
+def test_what_the_head_reads_is_shown(changes, read, said):
+    """A class token that the head does not look at tells nothing of it."""
+    registers = 0 if "distillation_token" in changes else 1
+    config = ViTConfig(**SMALL, num_registers=registers, **changes)
+    weights = weights_of(config)
+    expected = weights[1][0, 1, read, 2 + 4].mean()
+    assert head_maps(weights, config)[0, 1, 1, 1, 1] == pytest.approx(expected)
+    half = np.eye(config.num_tokens) / 2
+    flow = np.linalg.multi_dot([w[0].mean(axis=0) / 2 + half for w in weights[::-1]])
+    got = rollout(weights, config)[0, 1, 1]
+    assert got == pytest.approx(flow[read, 2 + 4].mean())
+    assert said in reader(config)
+
+
 def test_rollout_of_one_block_is_half_of_the_mean_attention():
     config = ViTConfig(**SMALL | {"depth": 1})
     (block,) = weights_of(config)
@@ -82,7 +109,7 @@ def test_weights_of_another_network_are_refused():
 
 
 class TorchMaps(torch.nn.Module):
-    """Maps and rollout of a class-token network, with torch's operators."""
+    """Maps and rollout, with torch's operators; pools token or mean."""
 
     def __init__(self, model):
         super().__init__()
@@ -92,17 +119,24 @@ class TorchMaps(torch.nn.Module):
         config = self.model.config
         weights = torch.stack(self.model.attention_weights(images), dim=1)
         prefix = config.num_prefix_tokens
+        read = slice(1) if config.pool == "token" else slice(prefix, None)
         steps = weights.mean(dim=2) / 2 + torch.eye(config.num_tokens).to(images) / 2
         first, second, third = steps.unbind(dim=1)
         flow = third @ second @ first
+        heads = weights[..., read, prefix:].mean(dim=-2)
         return {
-            "heads": weights[..., 0, prefix:].unflatten(-1, config.grid),
-            "rollout": flow[:, 0, prefix:].unflatten(-1, config.grid),
+            "heads": heads.unflatten(-1, config.grid),
+            "rollout": flow[:, read, prefix:].mean(dim=1).unflatten(-1, config.grid),
         }
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_registers": 2, "qk_norm": True, "layer_scale": 0.5}]
+    "changes",
+    [
+        {},
+        {"num_registers": 2, "qk_norm": True, "layer_scale": 0.5},
+        {"pool": "mean"},
+    ],
 )
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_both_backends_draw_the_same(backend, changes, tmp_path):
