@@ -113,7 +113,12 @@ def draw(
     rows = np.array([mistake.index for mistake in worst], int)
     images = part.take(rows).images[:]
     wrong = len(part) - int(scores.confusion.trace())
-    title = f"{dataset.name}: the {len(worst)} most confident of {wrong:,} mistakes"
+    shown = f"the {len(worst)} most confident of {wrong:,} mistakes"
+    if not wrong:
+        shown = "no mistakes"
+    elif len(worst) == wrong:
+        shown = f"all {wrong:,} mistakes, the most confident first"
+    title = f"{dataset.name}: {shown}"
     save(
         mistakes_sheet(worst, images, part.class_names, title), folder / "mistakes.png"
     )

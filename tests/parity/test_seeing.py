@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -85,6 +86,29 @@ def test_evaluate_writes_scores_tables_and_pictures(backend, run, checkpoint, tm
     assert rows == scores["confusion"]
     assert is_picture(out / "confusion.png")
     assert is_picture(out / "mistakes.png")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (5, r": the 5 most confident of 1,\d{3} mistakes"),
+        (2000, r": all 1,\d{3} mistakes, the most confident first"),
+    ],
+)
+def test_a_sheet_says_which_mistakes_it_shows(
+    count, said, run, checkpoint, tmp_path, monkeypatch
+):
+    titles = []
+    draw = sheets.mistakes_sheet
+
+    def noted(mistakes, images, class_names, title):
+        titles.append(title)
+        return draw(mistakes[:5], images[:5], class_names, title)
+
+    monkeypatch.setattr(sheets, "mistakes_sheet", noted)
+    flags = ("--backend", "numpy", "--out", tmp_path / "out", "--mistakes", count)
+    assert run("evaluate", checkpoint, *flags) == 0
+    assert re.search(said + "$", titles[0])
 
 
 def test_evaluate_says_which_is_which(run, checkpoint, capsys):
