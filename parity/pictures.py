@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity.data.folder import eight_bit
+from parity.data.pillow import pillow
 from vit_numpy.config import check_choice
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 STYLES = ("digit", "object", "photo")
 BACKGROUNDS = ("auto", "light", "dark")
+
+# What needs Pillow.
+_USER = "pictures"
 
 # A digit stands in a 20×20 box of MNIST's 28×28 field, its centre of mass in the
 # middle of the field (LeCun et al. 1998, section III.A).
@@ -138,11 +141,11 @@ def _read(path: Path, style: str) -> tuple[Picture, list[str]]:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {kind}; give the path of a picture")
-    image = _pillow("Image")
+    image = pillow("Image", _USER)
     try:
         with image.open(path) as file:
             turn = file.getexif().get(0x0112, 1)
-            picture = _pillow("ImageOps").exif_transpose(eight_bit(file, image))
+            picture = pillow("ImageOps", _USER).exif_transpose(eight_bit(file, image))
             picture.load()
     except (
         OSError,
@@ -172,8 +175,8 @@ def _opaque(picture: Picture, style: str, steps: list[str]) -> Picture:
     # White strokes on nothing would vanish on white.
     name = "black" if style != "photo" and brightness > 127 else "white"
     steps.append(f"transparent parts made {name}")
-    ground = _pillow("Image").new("RGBA", picture.size, name)
-    result: Picture = _pillow("Image").alpha_composite(ground, picture)
+    ground = pillow("Image", _USER).new("RGBA", picture.size, name)
+    result: Picture = pillow("Image", _USER).alpha_composite(ground, picture)
     return result.convert("RGB")
 
 
@@ -185,10 +188,10 @@ def _photo(
     mode = "RGB" if channels == 3 else "L"
     if picture.mode != mode:
         steps.append("made grey" if mode == "L" else "grey made RGB")
-    fitted = _pillow("ImageOps").fit(
+    fitted = pillow("ImageOps", _USER).fit(
         picture.convert(mode),
         (width, height),
-        method=_pillow("Image").Resampling.BICUBIC,
+        method=pillow("Image", _USER).Resampling.BICUBIC,
     )
     if picture.size != (width, height):
         if picture.width * height != picture.height * width:
@@ -210,13 +213,13 @@ def _on_dark(
     working = picture.copy()
     if max(picture.size) > _WORKING_SIZE:
         working.thumbnail(
-            (_WORKING_SIZE, _WORKING_SIZE), _pillow("Image").Resampling.BICUBIC
+            (_WORKING_SIZE, _WORKING_SIZE), pillow("Image", _USER).Resampling.BICUBIC
         )
     levels = np.asarray(working, np.float32)
     smooth = levels
     if min(working.size) > 64:
         # A single pixel of noise is no contrast.
-        blurred = working.filter(_pillow("ImageFilter").BoxBlur(1))
+        blurred = working.filter(pillow("ImageFilter", _USER).BoxBlur(1))
         smooth = np.asarray(blurred, np.float32)
     low, high = float(smooth.min()), float(smooth.max())
     if high - low < _LEAST_CONTRAST:
@@ -309,7 +312,7 @@ def _illumination(levels: Gray) -> Gray:
     The square is wider than any stroke, so no stroke survives its minimum; the maximum
     after it brings the background back to where it was.
     """
-    image, filters = _pillow("Image"), _pillow("ImageFilter")
+    image, filters = pillow("Image", _USER), pillow("ImageFilter", _USER)
     height, width = levels.shape
     scale = 48 / max(height, width)
     small = image.fromarray(levels.round().astype(np.uint8)).resize(
@@ -437,7 +440,7 @@ def _bounds(mask: Mask) -> tuple[slice, slice]:
 
 
 def _resized(levels: Gray, shape: tuple[int, int]) -> Gray:
-    image = _pillow("Image")
+    image = pillow("Image", _USER)
     scaled = image.fromarray(levels.astype(np.float32)).resize(
         (shape[1], shape[0]), image.Resampling.BICUBIC
     )
@@ -464,14 +467,3 @@ def _by_mass(scaled: Gray, image_size: tuple[int, int]) -> tuple[int, int]:
         place = round(outer / 2 - centre)
         places.append(min(max(place, 0), outer - inner))
     return places[0], places[1]
-
-
-def _pillow(module: str) -> Any:
-    try:
-        return import_module(f"PIL.{module}")
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "reading pictures needs Pillow, which is not installed; "
-            "pip install 'vit-parity[train]'",
-            name="PIL",
-        ) from None

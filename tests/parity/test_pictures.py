@@ -1,5 +1,7 @@
 """A person's pictures come out as those of training, whatever they were."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -203,6 +205,15 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path):
         seen(tmp_path)
     with pytest.raises(ValueError, match="takes 4 channels"):
         prepare(blank, SIZE, 4)
+
+
+def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"pictures need Pillow.*'vit-parity\[train\]'"
+    ):
+        prepare(tmp_path / "a.png", (8, 8), 1)
 
 
 def test_tiny_pictures_are_not_fatal(tmp_path):
