@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ def write_json(path: Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def clear_leftovers(path: Path) -> None:
+    """Delete what a process left beside a file when it was killed while writing it.
+
+    No other process may be writing the file.
+    """
+    # `write_atomically` writes into a folder of this name, of `tempfile`'s making.
+    for folder in path.parent.glob(f".{escape(path.name)}.????????"):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: str, text: str) -> None:

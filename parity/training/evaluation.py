@@ -23,9 +23,21 @@ def evaluate(
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
 ) -> Scores:
-    """Score a model on every image of a part, normalised as the data is by default."""
+    """Score a model on every image of a part, normalised as the data is by default.
+
+    Raises
+    ------
+    FloatingPointError
+        If a logit is not finite; the first bad tensor is named.
+    """
     logits = predict(model, backend, part, mean=mean, std=std)
-    return score(logits, part.labels, part.class_names)
+    try:
+        return score(logits, part.labels, part.class_names)
+    except FloatingPointError as error:
+        row = np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]
+        stream = _stream(part.take(row), mean, std)
+        bad = _first_bad(model, backend, next(stream.epoch(0)).images)
+        raise FloatingPointError(f"{error}; the first bad tensor is {bad!r}") from None
 
 
 def predict(
@@ -37,9 +49,9 @@ def predict(
     std: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Return the logits (N, K) of every image of a part, without dropout."""
-    dtype = backend.numpy(model.patch_embed.proj.weight).dtype.name
+    dtype = _dtype(model, backend)
     run = backend.module("train").evaluate
-    stream = BatchStream(part, EVALUATION_BATCH, 0, shuffle=False, mean=mean, std=std)
+    stream = _stream(part, mean, std)
     # Whoever scores what is not finite says so, once and by its image.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.concatenate(
@@ -48,3 +60,27 @@ def predict(
                 for batch in stream.epoch(0)
             ]
         )
+
+
+def _stream(part: Part, mean: ArrayLike | None, std: ArrayLike | None) -> BatchStream:
+    return BatchStream(part, EVALUATION_BATCH, 0, shuffle=False, mean=mean, std=std)
+
+
+def _dtype(model: Any, backend: Backend) -> str:
+    return backend.numpy(model.patch_embed.proj.weight).dtype.name
+
+
+def _first_bad(model: Any, backend: Backend, images: NDArray[Any]) -> str:
+    """Name the first weight or intermediate that is not finite, of images that show it.
+
+    A model of torch is left in evaluation mode.
+    """
+    if backend.name == "torch":
+        model.eval()
+    tensors = dict(model.named_parameters())
+    with np.errstate(all="ignore"):
+        tensors |= model.intermediates(backend.array(images, _dtype(model, backend)))
+    for name, tensor in tensors.items():
+        if not np.isfinite(backend.numpy(tensor)).all():
+            return name
+    return "logits"

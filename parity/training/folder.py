@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.environment import environment
-from parity.files import write_text
+from parity.files import clear_leftovers, write_text
 from parity.recipes import Recipe
 from parity.recipes import load as load_recipe
 from parity.training.backend import Backend
@@ -84,6 +84,17 @@ class RunFolder:
             "environment": environment(),
         }
         self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
+
+    def clear_leftovers(self) -> None:
+        """Delete what a process that was killed while saving has left here."""
+        for name in (
+            RECIPE_FILE,
+            METRICS_FILE,
+            CHECKPOINT_FILE,
+            BEST_FILE,
+            CURVES_FILE,
+        ):
+            clear_leftovers(self.path / name)
 
     def check_source(self, recipe: Recipe) -> None:
         """Raise if a new run here would delete the file that it starts from.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -152,6 +152,7 @@ def train(
     """
     recipe = fitted(recipe, dataset)
     check_fit(dataset, recipe.config())
+    folder.clear_leftovers()
     training = _Training(recipe, backend, dataset, folder, processes)
     progress, trainer = training.progress, training.trainer
     with (
@@ -160,7 +161,7 @@ def train(
     ):
         while not training.is_over:
             started = time.perf_counter()
-            for batch in training.stream.epoch(progress.epoch, start=progress.batch):
+            for batch in training.batches():
                 step = training.step(batch, started)
                 write({"kind": "step"} | asdict(step))
                 yield step
@@ -246,6 +247,11 @@ class _Training:
         waited = progress.epoch - progress.best_epoch
         return progress.epoch >= self.recipe.epochs or 0 < patience <= waited
 
+    def batches(self) -> Iterator[Batch]:
+        """Yield what is left of the epoch."""
+        with self._steps_kept():
+            yield from self.stream.epoch(self.progress.epoch, self.progress.batch)
+
     def step(self, batch: Batch, started: float) -> Step:
         """Learn from a batch that was asked for at a time of `time.perf_counter`."""
         try:
@@ -257,7 +263,7 @@ class _Training:
             last_good = self.folder.last_good(self._saved_step)
             raise type(error)(f"{error}; {last_good}") from None
         step = Step(
-            step=result.step + 1,
+            step=result.step,
             epoch=self.progress.epoch + 1,
             loss=result.loss,
             accuracy=result.accuracy,
@@ -272,7 +278,7 @@ class _Training:
         progress = self.progress
         started = time.perf_counter()
         try:
-            with self._averaged():
+            with self._steps_kept(), self._averaged():
                 test = self._score(self.dataset.test)
                 held_out = self._score(self.validation) if self.validation else None
         except FloatingPointError as error:
@@ -336,6 +342,22 @@ class _Training:
                 f"stopped at step {self.trainer.steps}; {self.folder.checkpoint} holds "
                 "the training, --resume continues it"
             )
+
+    @contextmanager
+    def _steps_kept(self) -> Iterator[None]:
+        """Save the steps made before an error, of a damaged picture say, leaves.
+
+        What has become no number is not saved, and the error is told whatever happens.
+        """
+        try:
+            yield
+        except FloatingPointError:
+            raise
+        except Exception:
+            if self._saved_step != self.trainer.steps:
+                with suppress(OSError):
+                    self.save()
+            raise
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Let the model compute with the average of its weights, if there is one."""

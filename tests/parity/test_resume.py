@@ -1,5 +1,6 @@
 """A run that is stopped anywhere, by anything, comes out as one that never was."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -22,9 +23,10 @@ from parity.training import (
     Step,
     StopSignals,
     TrainingStopped,
+    open_stream,
     train,
 )
-from vit_numpy.checkpoint import load
+from vit_numpy.checkpoint import load, write_atomically
 from vit_numpy.workers import can_fork
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +176,7 @@ def test_a_bad_loss_names_step_tensor_and_checkpoint(
     with pytest.raises(FloatingPointError) as caught:
         run(recipe, backend, dataset, tmp_path)
     message = str(caught.value)
-    assert "loss is nan at step 6" in message
+    assert "loss is nan at step 7" in message
     assert "first in 'embedding'" in message
     assert f"the last good checkpoint is {folder.checkpoint}, of step 6" in message
     assert folder.checkpoint.read_bytes() == before
@@ -270,8 +272,74 @@ def test_scores_that_are_no_numbers_name_step_and_checkpoint(
     with pytest.raises(FloatingPointError) as caught:
         run(wild, backend, dataset, tmp_path)
     assert str(caught.value).startswith("after step 1: logits must be finite, got nan")
-    assert str(caught.value).endswith("no checkpoint was written before it")
+    assert str(caught.value).endswith(
+        "; the first bad tensor is 'blocks.0.attn'; no checkpoint was written before it"
+    )
     assert not list(recwarn)
+
+
+class Damaged:
+    """Images of which one can be read no more, in a batch at least."""
+
+    def __init__(self, images, bad):
+        self.images, self.bad = images, bad
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, rows):
+        found = np.arange(len(self))[rows]
+        if self.bad in found and found.size <= 20:
+            raise ValueError("the picture is damaged")
+        return self.images[rows]
+
+
+@backends
+@pytest.mark.parametrize(("part", "steps"), [("train", 4), ("test", 5)])
+def test_a_damaged_picture_costs_no_step(
+    backend, part, steps, recipe, dataset, tmp_path
+):
+    """One of the last batch of an epoch, or one to test with after it."""
+    run(recipe, backend, dataset, tmp_path / "whole")
+    bad = int(open_stream(recipe, dataset.train).order(0)[-1]) if part == "train" else 3
+    images = {f"{part}_images": Damaged(getattr(dataset, f"{part}_images"), bad)}
+    folder = RunFolder(tmp_path / "parts")
+    with pytest.raises(ValueError, match="the picture is damaged"):
+        run(recipe, backend, dataclasses.replace(dataset, **images), folder.path)
+    assert load(folder.checkpoint).header["training"]["step"] == steps
+    run(recipe, backend, dataset, folder.path)
+    assert_same_run(tmp_path / "whole", folder.path)
+
+
+def killed_while_writing(path):
+    """Write a file in a process that is killed half way."""
+
+    def write(part):
+        Path(part).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=write_atomically, args=(path, write)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not can_fork(), reason="no fork here")
+def test_a_kill_while_saving_leaves_nothing_for_long(recipe, dataset, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingStopped):
+        run(recipe, "numpy", dataset, folder.path, stop=stop_after(7))
+    before = folder.checkpoint.read_bytes()
+    killed_while_writing(folder.checkpoint)
+    killed_while_writing(folder.path / "other.safetensors")
+    assert folder.checkpoint.read_bytes() == before
+    assert len(list(folder.path.glob(".*"))) == 2
+    run(recipe, "numpy", dataset, folder.path)
+    (left,) = folder.path.glob(".*")
+    assert left.name.startswith(".other.safetensors.")
 
 
 def test_signals_ask_once_and_then_act():
