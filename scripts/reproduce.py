@@ -34,8 +34,9 @@ from parity.training import (
 
 TRAIN = Path(__file__).with_name("train.py")
 
-# Statuses of a training that saved its state because it was asked to stop.
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# Statuses of a training that saved its state because it was asked to stop, and of one
+# that was asked before it had begun.
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
