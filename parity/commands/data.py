@@ -20,12 +20,16 @@ def run(args: argparse.Namespace) -> int:
     from parity.data import SOURCES, DataNotFoundError, cache_folder, fetch, load
 
     if args.action == "list":
+        if args.name is not None:
+            raise ValueError(f"list takes no name, got {args.name!r}; leave it out")
         print("mnist-subset   ships with the project")
         for name in SOURCES:
             try:
                 load(name)
             except DataNotFoundError:
                 print(f"{name:13}  not here; parity data fetch {name}")
+            except ValueError:
+                print(f"{name:13}  damaged; parity data fetch {name}")
             else:
                 print(f"{name:13}  {cache_folder() / name}")
         return AGREE

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from parity.data.cache import cache_folder
+from parity.data.cache import CACHE_VARIABLE, cache_folder
 from parity.data.formats import open_maybe_gzip
 from parity.names import unknown_name
 from parity.progress import progress_bar
@@ -186,7 +186,8 @@ def fetch(
     ValueError
         If the name is unknown.
     FetchError
-        If every way failed: one line with each reason and what to do by hand.
+        If the folder cannot be written; if every way failed, in one line with each
+        reason and what to do by hand.
 
     Notes
     -----
@@ -201,7 +202,7 @@ def fetch(
     wrong = [file for file in source.files if not _is_right(folder / file, source)]
     if not wrong:
         return Fetched(name, folder, "cache")
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_writable(folder)
     by_hand = f"files found in {folder}"
     ways = {by_hand: _from_folder(source, folder)}
     ways |= {f"download from {url}": _from_url(source, url) for url in source.urls}
@@ -277,6 +278,19 @@ def _say(line: str) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _make_writable(folder: Path) -> None:
+    """Make a folder, and raise if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _temporary_folder(folder):
+            return
+    except OSError as error:
+        raise FetchError(
+            f"{folder} cannot be written ({error.strerror}); "
+            f"set {CACHE_VARIABLE} to another folder"
+        ) from None
 
 
 def _is_right(path: Path, source: Source) -> bool:
@@ -405,6 +419,8 @@ def _call(program: str, *arguments: str, cwd: Path) -> None:
         )
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stdout.splitlines() if line.strip()]
+        # Programs warn before they say what failed.
+        lines.sort(key=lambda line: "warn" in line.lower())
         reason = f": {lines[0].strip()}" if lines else ""
         raise OSError(f"{program} ended with {error.returncode}{reason}") from error
     except subprocess.TimeoutExpired as error:

