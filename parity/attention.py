@@ -103,7 +103,7 @@ def _read(weights: Array, config: ViTConfig) -> Array:
         "token": slice(1 + config.distillation_token),
         "flatten": slice(None),
     }.get(config.pool, slice(prefix, None))
-    rows = weights[..., read, prefix:].mean(axis=-2)
+    rows: Array = weights[..., read, prefix:].mean(axis=-2)
     return rows.reshape(*rows.shape[:-1], *config.grid)
 
 

@@ -77,7 +77,7 @@ def _first_bad(model: Any, backend: Backend, images: NDArray[Any]) -> str:
     """
     if backend.name == "torch":
         model.eval()
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, Any] = dict(model.named_parameters())
     with np.errstate(all="ignore"):
         tensors |= model.intermediates(backend.array(images, _dtype(model, backend)))
     for name, tensor in tensors.items():
