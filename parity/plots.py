@@ -364,6 +364,129 @@ def compare_runs(
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What training by a recipe reached, and in what time.
+
+    Attributes
+    ----------
+    recipe, backend, data : str
+    minutes : float
+        Of training, from the first step to the last.
+    accuracy : float
+        Of the test images, from 0 to 1.
+    threads : int
+        How many the steps were made on; 0 if that is not known.
+    """
+
+    recipe: str
+    backend: str
+    data: str
+    minutes: float
+    accuracy: float
+    threads: int
+
+
+def accuracy_against_time(results: Sequence[Timed]) -> Any:
+    """Draw what recipes reach against the time that they take, a panel a data set.
+
+    The share of test images that are wrong is laid along a logarithmic axis, upside
+    down, as the way from 98 to 99 % is as long as that from 96 to 98. A line joins
+    both backends' results of a recipe.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If matplotlib is not installed.
+    """
+    panels: dict[str, dict[str, list[Timed]]] = {}
+    for result in results:
+        panels.setdefault(result.data, {}).setdefault(result.recipe, []).append(result)
+    counts = sorted({result.threads for result in results})
+    with styled() as new_figure:
+        heights = [0.9 + 0.35 * len(by_recipe) for by_recipe in panels.values()]
+        figure = new_figure(figsize=(7.6, 1 + sum(heights)), layout="constrained")
+        rows = figure.subplots(
+            len(panels), 1, squeeze=False, sharex=True, height_ratios=heights
+        )[:, 0]
+        for axes, (data, by_recipe) in zip(rows, panels.items(), strict=True):
+            first = [_place(members[0]) for members in by_recipe.values()]
+            for recipe, members in by_recipe.items():
+                places = [_place(member) for member in members]
+                axes.plot(*zip(*places, strict=True), color=BAND, lw=1)
+                for member, place in zip(members, places, strict=True):
+                    colour = NUMPY if member.backend == "numpy" else TORCH
+                    filled = member.threads == counts[-1]
+                    axes.plot(
+                        *place, "o", ms=6, mec=colour, mfc=colour if filled else "white"
+                    )
+                beside = any(_is_just_above(other, places[0]) for other in first)
+                axes.annotate(
+                    recipe,
+                    places[0],
+                    xytext=(-7, 0) if beside else (0, 6),
+                    textcoords="offset points",
+                    ha="right" if beside else "center",
+                    va="center" if beside else "bottom",
+                    fontsize=8,
+                )
+            axes.set_xscale("log", subs=(2, 5))
+            axes.set_yscale("log", subs=(2, 5))
+            wrong = [
+                y for members in by_recipe.values() for _, y in map(_place, members)
+            ]
+            axes.set_ylim(1.5 * max(wrong), min(wrong) / 1.5)
+            axes.margins(x=0.1)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.grid(which="minor")
+            for set_formatter in (
+                axes.yaxis.set_major_formatter,
+                axes.yaxis.set_minor_formatter,
+            ):
+                set_formatter(lambda wrong, _: f"{100 - wrong:.3g}%")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
+            axes.tick_params(which="both", length=3, pad=4)
+            axes.set_title(data, loc="left", fontsize=9, weight="bold")
+        for name, colour in (("NumPy", NUMPY), ("PyTorch", TORCH)):
+            rows[0].plot([], [], "o", color=colour, label=name)
+        if len(counts) > 1:
+            for threads in counts:
+                rows[0].plot(
+                    [],
+                    [],
+                    "o",
+                    mec=INK,
+                    mfc=INK if threads == counts[-1] else "white",
+                    label=f"{threads} thread{'s' if threads > 1 else ''}",
+                )
+        figure.legend(
+            loc="outside upper left",
+            ncols=4,
+            handletextpad=0.2,
+            title="Test accuracy against training time",
+            alignment="left",
+            title_fontproperties={"weight": "bold", "size": 11},
+        )
+        rows[-1].set_xlabel("minutes of training")
+    return figure
+
+
+def _place(result: Timed) -> tuple[float, float]:
+    """Return where a result lies: its minutes, and the percentage that is wrong."""
+    return result.minutes, 100 * (1 - result.accuracy)
+
+
+def _is_just_above(other: tuple[float, float], place: tuple[float, float]) -> bool:
+    """Tell whether a better result lies so near that names above both would meet."""
+    minutes, wrong = (a / b for a, b in zip(other, place, strict=True))
+    return 0.6 < minutes < 1.6 and 0.7 < wrong < 1
+
+
+@dataclass(frozen=True)
 class _Curve:
     """What is drawn of one run: arrays of a value a step, and of a value an epoch."""
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from parity import recipes
 from parity.files import write_json
-from parity.plots import compare_runs, read_metrics
+from parity.plots import Timed, accuracy_against_time, compare_runs, read_metrics
 from parity.training import BACKENDS, RECIPE_FILE
 
 PUBLISHED_SECONDS = {"network1": 278, "network2": 5354, "network3": 23187}
@@ -24,6 +24,9 @@ PUBLISHED_SECONDS = {"network1": 278, "network2": 5354, "network3": 23187}
 
 PUBLISHED_SPEEDUP = {"network1": 5, "network2": 10, "network3": 10}
 """How many times faster than that training in NumPy is meant to be on two cores."""
+
+TIMES = "accuracy.png"
+"""The picture of accuracies over times, beside those of the recipes."""
 
 _SEEDS = {"network1": 3, "network1-cosine": 3, "mnist-compact": 3}
 
@@ -271,6 +274,30 @@ def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
         compare_runs(metrics, groups=packages).savefig(path, dpi=110)
 
 
+def draw_times(results: Results, path: Path) -> None:
+    """Draw what whole runs of the recipes reached against the time they took."""
+    timed = []
+    for recipe in dict.fromkeys(r.recipe for r in results.by_name.values()):
+        for backend in BACKENDS:
+            found = [r for r in results.of(recipe, backend) if not r.trial]
+            if found:
+                accuracy, minutes = _means(found)
+                threads = found[0].threads or 0
+                data = found[0].data
+                timed.append(Timed(recipe, backend, data, minutes, accuracy, threads))
+    if timed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        accuracy_against_time(timed).savefig(path, dpi=110)
+
+
+def _means(results: Sequence[Result]) -> tuple[float, float]:
+    """Return the accuracy and the minutes of training of several seeds."""
+    return (
+        statistics.mean(r.test_accuracy for r in results),
+        statistics.mean(r.seconds for r in results) / 60,
+    )
+
+
 def page(results: Results, pictures: str = "results") -> str:
     """Return the results as a page of Markdown.
 
@@ -295,6 +322,7 @@ def page(results: Results, pictures: str = "results") -> str:
         ),
         *_same(results),
         *_speed(results),
+        *_against_time(results, pictures),
         *_unfinished(results),
         *_machines(results),
         *_pictures(results, known, pictures),
@@ -312,14 +340,13 @@ def _summary(results: Results, name: str) -> list[str]:
             row.append("not run yet")
             times.append("–")
             continue
-        accuracy = statistics.mean(r.test_accuracy for r in found)
+        accuracy, minutes = _means(found)
         seeds = f" (mean of {len(found)} seeds)" if len(found) > 1 else ""
         trial = next((r.trial for r in found if r.trial), "")
         verdict = f", {trial}" if trial else ""
         if target is not None and not trial:
             verdict = ", met" if accuracy >= target else ", **missed**"
         row.append(f"{accuracy:.2%}{seeds}{verdict}")
-        minutes = statistics.mean(r.seconds for r in found) / 60
         times.append(f"{minutes:.1f} ({_threads(found)})")
     return row + times
 
@@ -396,6 +423,13 @@ def _speed(results: Results) -> Iterator[str]:
             "NumPy implementation, on another machine. Evaluation is counted here."
         )
         yield _table(("recipe", "published", "here", "times faster", "target"), rows)
+
+
+def _against_time(results: Results, pictures: str) -> Iterator[str]:
+    """Yield the picture of accuracies over times, where there is one."""
+    if any(r.finished and not r.trial for r in results.by_name.values()):
+        yield "## Accuracy against training time"
+        yield f"![Test accuracy against training time]({pictures}/{TIMES})"
 
 
 def _unfinished(results: Results) -> Iterator[str]:

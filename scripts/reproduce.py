@@ -24,7 +24,16 @@ from pathlib import Path
 from parity import recipes
 from parity.files import write_text
 from parity.names import unknown_name
-from parity.results import Job, Result, Results, draw_curves, page, plan
+from parity.results import (
+    TIMES,
+    Job,
+    Result,
+    Results,
+    draw_curves,
+    draw_times,
+    page,
+    plan,
+)
 from parity.training import (
     BACKENDS,
     RECIPE_FILE,
@@ -111,6 +120,7 @@ def publish(results: Results, changed: set[str], args: argparse.Namespace) -> No
         path = pictures / f"{recipe}.png"
         if recipe in changed or not path.exists():
             draw_curves(results, recipe, args.runs, path)
+    draw_times(results, pictures / TIMES)
     write_text(args.results.with_suffix(".md"), page(results, pictures.name))
 
 

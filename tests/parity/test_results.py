@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from parity import recipes
-from parity.results import Job, Result, Results, difference_of_means, page, plan
+from parity.plots import Timed, accuracy_against_time
+from parity.results import (
+    TIMES,
+    Job,
+    Result,
+    Results,
+    difference_of_means,
+    draw_times,
+    page,
+    plan,
+)
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {
@@ -120,6 +130,40 @@ def run_folder(path, epochs):
              "seconds": 1.0, "evaluation_seconds": 0.5}
         )  # fmt: skip
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def test_accuracies_are_drawn_over_times_but_those_of_trials(tmp_path):
+    results = Results(tmp_path / "results.json")
+    picture = tmp_path / "results" / TIMES
+    record(results, "network2", planned_epochs=2, epochs=2)
+    draw_times(results, picture)
+    assert not picture.exists() and TIMES not in page(results)
+    record(results)
+    draw_times(results, picture)
+    assert picture.stat().st_size > 0 and f"results/{TIMES}" in page(results)
+
+
+def test_each_recipe_is_named_and_both_backends_are_joined():
+    many = [
+        Timed("network1", "numpy", "mnist", 0.5, 0.966, 2),
+        Timed("network1", "torch", "mnist", 2.0, 0.967, 1),
+        Timed("network1-cosine", "numpy", "mnist", 0.5, 0.968, 2),
+        Timed("network3", "numpy", "cifar10", 18.0, 0.77, 2),
+    ]
+    digits, colours = accuracy_against_time(many).axes
+    assert [axes.get_title("left") for axes in (digits, colours)] == [
+        "mnist",
+        "cifar10",
+    ]
+    names = {text.get_text(): text for text in digits.texts}
+    assert names.keys() == {"network1", "network1-cosine"}
+    # The worse of two that lie together has its name beside it.
+    assert names["network1"].get_ha() == "right"
+    assert names["network1-cosine"].get_ha() == "center"
+    x, y = digits.lines[0].get_data()
+    assert (list(x), [round(wrong, 9) for wrong in y]) == ([0.5, 2.0], [3.4, 3.3])
+    low, high = digits.get_ylim()
+    assert low > high, "what is wrong lies upside down"
 
 
 def test_finished_runs_that_others_made_are_collected(tmp_path):
