@@ -137,10 +137,12 @@ def test_accuracies_are_drawn_over_times_but_those_of_trials(tmp_path):
     picture = tmp_path / "results" / TIMES
     record(results, "network2", planned_epochs=2, epochs=2)
     draw_times(results, picture)
-    assert not picture.exists() and TIMES not in page(results)
+    assert not picture.exists()
+    assert TIMES not in page(results)
     record(results)
     draw_times(results, picture)
-    assert picture.stat().st_size > 0 and f"results/{TIMES}" in page(results)
+    assert picture.stat().st_size > 0
+    assert f"results/{TIMES}" in page(results)
 
 
 def test_each_recipe_is_named_and_both_backends_are_joined():
