@@ -432,6 +432,15 @@ def load(name: str | Path) -> Recipe:
         raise type(error)(f"{name}: {error}") from None
 
 
+def _key_of(name: str) -> str | None:
+    """Return the key that ends so, for who has left out or mistaken its table."""
+    tables = {"model": ViTConfig, **_TABLES}
+    for table, spec in tables.items():
+        if name in {f.name for f in dataclasses.fields(spec)}:
+            return f"{table}.{name}"
+    return None
+
+
 def _build(cls: type[Spec], table: Any, where: str) -> Spec:
     """Build one dataclass from its table, those below it first."""
     if not isinstance(table, Mapping):
@@ -440,6 +449,11 @@ def _build(cls: type[Spec], table: Any, where: str) -> Spec:
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in fields:
+            meant = _key_of(key)
+            if meant is not None:
+                raise ValueError(
+                    f"unknown recipe key {where + key!r}; did you mean {meant!r}?"
+                )
             known = [where + name for name in fields]
             raise ValueError(unknown("recipe key", where + key, known))
         if key in _TABLES and not where:
