@@ -26,6 +26,9 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6
 
 _METRICS = "metrics.jsonl"
 
+# Percentages of wrong answers that are marked on a logarithmic axis: none too close.
+_WRONG = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 50)
+
 # How far a loss falls before its axis is logarithmic.
 _LOG_FROM = 20
 
@@ -434,19 +437,15 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
                     fontsize=8,
                 )
             axes.set_xscale("log", subs=(2, 5))
-            axes.set_yscale("log", subs=(2, 5))
+            axes.set_yscale("log", subs=())
+            axes.set_yticks(_WRONG)
             wrong = [
                 y for members in by_recipe.values() for _, y in map(_place, members)
             ]
             axes.set_ylim(1.5 * max(wrong), min(wrong) / 1.5)
             axes.margins(x=0.1)
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.grid(which="minor")
-            for set_formatter in (
-                axes.yaxis.set_major_formatter,
-                axes.yaxis.set_minor_formatter,
-            ):
-                set_formatter(lambda wrong, _: f"{100 - wrong:.3g}%")
+            axes.xaxis.grid(which="minor")
+            axes.yaxis.set_major_formatter(lambda wrong, _: f"{100 - wrong:.3g}%")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")
             axes.tick_params(which="both", length=3, pad=4)

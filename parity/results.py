@@ -49,6 +49,7 @@ _LARGE = (
     "mnist-flat",
 )
 _FOLDER = "folder-224"
+_RECIPES = (*_SMALL, *_LARGE, _FOLDER)
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
 def draw_times(results: Results, path: Path) -> None:
     """Draw what whole runs of the recipes reached against the time they took."""
     timed = []
-    for recipe in dict.fromkeys(r.recipe for r in results.by_name.values()):
+    for recipe in _RECIPES:
         for backend in BACKENDS:
             found = [r for r in results.of(recipe, backend) if not r.trial]
             if found:
@@ -307,25 +308,25 @@ def page(results: Results, pictures: str = "results") -> str:
     pictures : str
         The folder with the recipes' curves, as seen from the page.
     """
-    known = (*_SMALL, *_LARGE, _FOLDER)
     parts = [
         "# Results",
-        "Every recipe was run unchanged in both backends, on whole data sets, by "
-        "`python scripts/reproduce.py`, which also wrote this page. Accuracies are of "
+        "Recipes run unchanged in both backends, on whole data sets, by "
+        "`python scripts/reproduce.py`, which also wrote this page and says below what "
+        "is not finished. Accuracies are of "
         "the test images after the last epoch, never of the best one. Times are of "
         "training, with making the batches and without the evaluation after each "
         "epoch: the median epoch's, times their number. Those of different numbers of "
         "threads are not to be compared.",
         _table(
             ("recipe", "target", "NumPy", "PyTorch", "NumPy, min", "PyTorch, min"),
-            [_summary(results, name) for name in known if results.of(name)],
+            [_summary(results, name) for name in _RECIPES if results.of(name)],
         ),
         *_same(results),
         *_speed(results),
         *_against_time(results, pictures),
         *_unfinished(results),
         *_machines(results),
-        *_pictures(results, known, pictures),
+        *_pictures(results, pictures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -487,8 +488,8 @@ def _machine(environment: Mapping[str, Any]) -> str:
     )
 
 
-def _pictures(results: Results, known: Sequence[str], pictures: str) -> Iterator[str]:
-    shown = [name for name in known if results.of(name)]
+def _pictures(results: Results, pictures: str) -> Iterator[str]:
+    shown = [name for name in _RECIPES if results.of(name)]
     if shown:
         yield "## Curves"
         for name in shown:

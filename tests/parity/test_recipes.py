@@ -49,6 +49,15 @@ def test_network_is_trained_as_published(name):
     assert config.act_drop == 0.1
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_cosine_trains_the_same_network_in_the_same_time(name):
+    published, cosine = recipes.load(name), recipes.load(f"{name}-cosine")
+    assert cosine.schedule.decay == "cosine"
+    for same in ("data", "epochs", "batch_size", "init", "augment", "target"):
+        assert getattr(cosine, same) == getattr(published, same)
+    assert cosine.config() == published.config()
+
+
 # patch, width, heads, blocks, MLP, positions, pooling, optimizer, lr, epochs
 SMALL_PUBLISHED = {
     "mnist-sincos": (4, 8, 2, 2, 32, "sincos2d", "mean", "adam", 0.005, 5),
