@@ -6,9 +6,11 @@ from hashlib import blake2b
 import numpy as np
 
 from vit_numpy.config import check_choice, check_int, check_positive
+from vit_numpy.layers.attention import Attention
 from vit_numpy.module import Array, Module
+from vit_numpy.parallel import one_blas_thread
 
-METHODS = ("trunc_normal", "xavier")
+METHODS = ("trunc_normal", "xavier", "mimetic")
 
 # Matrices that hold several side by side, each of which is initialised as its own.
 _STACKED = {"qkv": 3, "kv": 2}
@@ -27,9 +29,10 @@ def init_weights(
     ----------
     model : Module
     seed : int, at least 0
-    method : {'trunc_normal', 'xavier'}, default 'trunc_normal'
+    method : {'trunc_normal', 'xavier', 'mimetic'}, default 'trunc_normal'
         How matrices and patch kernels are drawn: from a normal distribution truncated
-        at two standard deviations, or uniformly in ±√(6 / (fan in + fan out)).
+        at two standard deviations; uniformly in ±√(6 / (fan in + fan out)); or, in
+        `Attention`, so that tokens attend to those like them, and the rest by 'xavier'.
     std : float, default 0.02
         Standard deviation of the normal before it is truncated, which leaves 0.88 of
         it. Positions and the distillation token are drawn so for either method.
@@ -48,6 +51,14 @@ def init_weights(
     D^-½. LayerScale keeps the value that it was built with. The q, k and v of one
     `qkv.weight` each count as a matrix of their own.
 
+    'mimetic' draws what trained networks were found to have, Z being standard normal::
+
+        Wqᵀ Wk   ≈  0.7 (Z / √D + I)     for each head
+        Wproj Wv ≈  0.4 (Z / √D - I)     for all heads together
+
+    Singular values cut each into two factors of equal size, of which a head's have the
+    Dh largest. With sine-cosine positions attention is then local from the start.
+
     The values depend on the seed and the parameter's name alone, so that a layer more
     or less changes no other's. `vit_torch` draws from the same distributions, by its
     own generator: equal models start from one `state_dict`.
@@ -55,7 +66,8 @@ def init_weights(
     References
     ----------
     Glorot, Bengio 2010, "Understanding the difficulty of training deep feedforward
-    neural networks", equation 16. Truncation really at 2 std differs from timm, whose
+    neural networks", equation 16. Trockman, Kolter 2023, "Mimetic Initialization of
+    Self-Attention Layers". Truncation really at 2 std differs from timm, whose
     `trunc_normal_` cuts at ±2 whatever the std.
     """
     check_int("seed", seed, 0)
@@ -86,6 +98,37 @@ def init_weights(
             fan_in = math.prod(param.shape[1:])
             limit = math.sqrt(6 / (fan_in + fan_out))
             param[...] = rng.uniform(-limit, limit, param.shape)
+    if method == "mimetic":
+        for name, module in model.named_modules():
+            if isinstance(module, Attention):
+                _mimetic(module, np.random.default_rng(_key(seed, name)))
+
+
+def _mimetic(layer: Attention, rng: np.random.Generator) -> None:
+    """Draw the q, k, v and proj of one layer as `init_weights` says."""
+    dim = len(layer.proj.weight)
+    head_dim = dim // layer.num_heads
+    q, k, v = np.split(layer.qkv.weight, 3)
+    for start in range(0, dim, head_dim):
+        rows = slice(start, start + head_dim)
+        left, right = _factors(0.7, 1.0, dim, head_dim, rng)
+        q[rows], k[rows] = left.T, right
+    left, right = _factors(0.4, -1.0, dim, dim, rng)
+    layer.proj.weight[...], v[...] = left, right
+
+
+def _factors(
+    scale: float, sign: float, dim: int, rank: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return (D, r) and (r, D), whose product is nearest to scale (Z / √D + sign I)."""
+    product = scale * (
+        rng.standard_normal((dim, dim)) / math.sqrt(dim) + sign * np.eye(dim)
+    )
+    # The bits of a larger one would depend on how many threads compute it.
+    with one_blas_thread():
+        left, sizes, right = np.linalg.svd(product)
+    roots = np.sqrt(sizes[:rank])
+    return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
 def _trunc_normal(param: Array, std: float, rng: np.random.Generator) -> None:

@@ -225,7 +225,7 @@ class Recipe:
     augment : tuple of dict, default ()
         Augmentations of the training images, in order: a ``name`` of
         `parity.data.AUGMENTATIONS` and its parameters.
-    init : {'trunc_normal', 'xavier'}, default 'trunc_normal'
+    init : {'trunc_normal', 'xavier', 'mimetic'}, default 'trunc_normal'
     zero_head : bool, default True
         Whether the head starts from zero: see `vit_numpy.init.init_weights`.
     label_smoothing : float in [0, 1), default 0

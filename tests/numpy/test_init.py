@@ -40,6 +40,55 @@ def test_xavier_has_its_limit():
         assert state[name].std() == pytest.approx(limit / 3**0.5, rel=0.03)
 
 
+def test_mimetic_lets_tokens_attend_to_those_like_them():
+    state = initialised(method="mimetic", num_heads=1)
+    q, k, v = np.split(state["blocks.0.attn.qkv.weight"], 3)
+    proj = state["blocks.0.attn.proj.weight"]
+    for product, scale, sign in ((q.T @ k, 0.7, 1), (proj @ v, 0.4, -1)):
+        noise = product / scale - sign * np.eye(64)
+        assert noise.std() == pytest.approx(1 / 8, rel=0.05)
+        assert abs(np.diag(noise).mean()) < 0.05
+    # Both factors have a product's singular values as squares of their own.
+    for one, other in ((q, k), (proj.T, v)):
+        np.testing.assert_allclose(one @ one.T, other @ other.T, atol=2e-6)
+
+
+def test_mimetic_draws_each_head_and_layer_anew():
+    one, four = (initialised(method="mimetic", num_heads=n) for n in (1, 4))
+    name = "blocks.0.attn.qkv.weight"
+    # The first head is the same draw, of which it has the 16 largest of 64 values.
+    np.testing.assert_allclose(four[name][:16], one[name][:16], atol=2e-6)
+    q, k, _ = four[name].reshape(3, 4, 16, 64)
+    for head in range(4):
+        np.testing.assert_allclose(q[head] @ q[head].T, k[head] @ k[head].T, atol=2e-6)
+        assert np.trace(q[head].T @ k[head]) > 0.3 * np.linalg.norm(q[head]) ** 2
+    assert (q[0] != q[1]).all()
+    assert (four[name] != four["blocks.1.attn.qkv.weight"]).all()
+    assert (four[name] != initialised(1, "mimetic", num_heads=4)[name]).all()
+
+
+def test_mimetic_leaves_the_rest_to_xavier():
+    mimetic, xavier = initialised(method="mimetic"), initialised(method="xavier")
+    for name, value in mimetic.items():
+        if name.endswith(("attn.qkv.weight", "attn.proj.weight")):
+            assert (value != xavier[name]).all(), name
+        else:
+            np.testing.assert_array_equal(value, xavier[name], err_msg=name)
+
+
+def test_mimetic_has_the_same_bits_for_any_number_of_threads():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    states = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads, "blas"):
+            config = ViTConfig(**FIELDS | {"dim": 192})
+            model = VisionTransformer(config).to(np.float64)
+            init_weights(model, 0, "mimetic")
+            states.append(model.state_dict())
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
 def test_the_rest():
     state = initialised()
     for name, value in state.items():

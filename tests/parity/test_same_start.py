@@ -30,7 +30,7 @@ def kolmogorov_smirnov(a, b):
     return np.abs(steps[0] - steps[1]).max()
 
 
-@pytest.mark.parametrize("method", ["trunc_normal", "xavier"])
+@pytest.mark.parametrize("method", ["trunc_normal", "xavier", "mimetic"])
 @pytest.mark.parametrize("zero_head", [True, False])
 def test_same_distributions(method, zero_head):
     ours = numpy_model.VisionTransformer(ViTConfig(**FIELDS))
