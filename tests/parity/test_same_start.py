@@ -49,6 +49,24 @@ def test_same_distributions(method, zero_head):
         assert (a != b).any()
 
 
+def test_mimetic_attention_starts_local_in_both():
+    """Each matrix by itself may have the right distribution, and the products not."""
+    ours = numpy_model.VisionTransformer(ViTConfig(**FIELDS))
+    theirs = torch_model.VisionTransformer(torch_config.ViTConfig(**FIELDS))
+    numpy_init.init_weights(ours, 0, "mimetic")
+    torch_init.init_weights(theirs, 0, "mimetic")
+    torch_state = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    for state in (ours.state_dict(), torch_state):
+        heads = state["blocks.0.attn.qkv.weight"].reshape(3, 4, 16, 64)
+        for q, k in zip(heads[0], heads[1], strict=True):
+            np.testing.assert_allclose(q @ q.T, k @ k.T, atol=5e-6)
+            assert np.trace(q.T @ k) > 0.3 * np.linalg.norm(q) ** 2
+        product = state["blocks.0.attn.proj.weight"] @ heads[2].reshape(64, 64)
+        noise = product / 0.4 + np.eye(64)
+        assert noise.std() == pytest.approx(1 / 8, rel=0.05)
+        assert abs(np.diag(noise).mean()) < 0.05
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_same_pixels_from_the_same_seed(dtype):
     rng = np.random.default_rng(0)
