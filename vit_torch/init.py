@@ -35,7 +35,7 @@ def init_weights(
         `Attention`, so that tokens attend to those like them, and the rest by 'xavier'.
     std : float, default 0.02
         Standard deviation of the normal before it is truncated, which leaves 0.88 of
-        it. Positions and the distillation token are drawn so for either method.
+        it. Positions and the distillation token are drawn so for any method.
     zero_head : bool, default True
         Start `head` and `head_dist` from zero: every class is equally likely at first.
 
@@ -58,7 +58,7 @@ def init_weights(
 
     Singular values cut each into two factors of equal size, of which a head's have the
     Dh largest. With sine-cosine positions attention is then local from the start.
-    There is a decomposition a head, which takes half a minute for B/16.
+    It takes a decomposition of D × D a head, and so is meant for small networks.
 
     The values depend on the seed and the parameter's name alone, so that a layer more
     or less changes no other's. `vit_numpy` draws from the same distributions, by its
