@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,26 +66,50 @@ class RunFolder:
         ------
         FileExistsError
             If it holds anything and may not be overwritten.
+        BlockingIOError
+            If another process trains in it.
         """
         if self.path.is_file():
             raise FileExistsError(f"{self.path} is a file; choose a folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not overwrite:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.held():
+            if any(self.path.iterdir()) and not overwrite:
                 raise FileExistsError(
                     f"{self.path} is not empty; choose another folder, "
                     "--resume the run in it, or --overwrite it"
                 )
             for path in (self.checkpoint, self.best, self.curves, self.metrics):
                 path.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_recipe(recipe)
-        run = {
-            "kind": "run",
-            "backend": backend.name,
-            "options": backend.options,
-            "environment": environment(),
-        }
-        self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
+            self.write_recipe(recipe)
+            run = {
+                "kind": "run",
+                "backend": backend.name,
+                "options": backend.options,
+                "environment": environment(),
+            }
+            self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in the folder meanwhile.
+
+        However this process ends, the system then lets the folder go: no lock is left.
+
+        Raises
+        ------
+        BlockingIOError
+            If another process trains in it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            if not _lock(descriptor):
+                raise BlockingIOError(
+                    f"another process is training in {self.path}; "
+                    "wait until it has ended, or choose another folder"
+                )
+            yield
+        finally:
+            os.close(descriptor)
 
     def clear_leftovers(self) -> None:
         """Delete what a process that was killed while saving has left here."""
@@ -188,6 +214,18 @@ class RunFolder:
                     ) from None
 
             yield write
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open folder, and tell whether no other process has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks, as some across a network.
+        return True
+    return True
 
 
 def _is_before(line: str, epochs: int, steps: int) -> bool:

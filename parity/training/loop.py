@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -147,18 +153,21 @@ def train(
         If the loss or a gradient is not finite; the last checkpoint is named.
     ChildProcessError
         If one of several processes has died; the last checkpoint is named.
+    BlockingIOError
+        If another process trains in the folder.
     ValueError
         If the data does not fit the network, or there cannot be several processes.
     """
     recipe = fitted(recipe, dataset)
     check_fit(dataset, recipe.config())
-    folder.clear_leftovers()
-    training = _Training(recipe, backend, dataset, folder, processes)
-    progress, trainer = training.progress, training.trainer
-    with (
-        trainer if backend.name == "numpy" else nullcontext(),
-        folder.open_metrics(progress.epoch, trainer.steps) as write,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(folder.held())
+        folder.clear_leftovers()
+        training = _Training(recipe, backend, dataset, folder, processes)
+        progress, trainer = training.progress, training.trainer
+        if backend.name == "numpy":
+            stack.enter_context(trainer)
+        write = stack.enter_context(folder.open_metrics(progress.epoch, trainer.steps))
         while not training.is_over:
             started = time.perf_counter()
             for batch in training.batches():

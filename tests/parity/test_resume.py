@@ -342,6 +342,36 @@ def test_a_kill_while_saving_leaves_nothing_for_long(recipe, dataset, tmp_path):
     assert left.name.startswith(".other.safetensors.")
 
 
+def trains_and_waits(recipe, dataset, path, begun, end):
+    records = train(recipe, Backend("numpy"), dataset, RunFolder(path), processes=1)
+    next(records)
+    begun.set()
+    end.wait()
+
+
+@pytest.mark.skipif(not can_fork(), reason="no fork here")
+def test_only_one_process_trains_in_a_folder(recipe, dataset, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create(recipe, Backend("numpy"), overwrite=False)
+    context = multiprocessing.get_context("spawn")
+    begun, end = context.Event(), context.Event()
+    other = context.Process(
+        target=trains_and_waits, args=(recipe, dataset, tmp_path, begun, end)
+    )
+    other.start()
+    begun.wait()
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    in_use = pytest.raises(BlockingIOError, match="another process is training in")
+    with in_use:
+        next(train(recipe, Backend("numpy"), dataset, folder))
+    with in_use:
+        folder.create(recipe, Backend("numpy"), overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+    other.kill()
+    other.join()
+    run(recipe, "numpy", dataset, tmp_path)
+
+
 def test_signals_ask_once_and_then_act():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as signals:
