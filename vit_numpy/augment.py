@@ -24,6 +24,7 @@ from vit_numpy.draws import (
     VerticalFlip,
     draw,
 )
+from vit_numpy.loss import check_labels
 
 Images = NDArray[Any]
 
@@ -101,6 +102,7 @@ class Mix:
     ) -> tuple[Images, Images]:
         """(B, C, H, W), (B,) -> (B, C, H, W), (B, K) soft targets of the same dtype."""
         check_images(images, len(indices))
+        check_labels(labels, len(images), self.num_classes)
         if images.dtype.kind != "f":
             raise TypeError(
                 f"images must be floating-point to be mixed, got {images.dtype.name}; "

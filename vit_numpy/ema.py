@@ -93,6 +93,7 @@ class EMA:
             If a name is missing or unknown or a shape differs; nothing is changed then.
         """
         check_state(
+            "average",
             {name: array.shape for name, array in self.state_dict().items()},
             {name: np.shape(array) for name, array in state.items()},
         )

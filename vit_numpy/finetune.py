@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_numpy.config import ViTConfig, check_choice, check_int
-from vit_numpy.init import init_weights
 from vit_numpy.model import VisionTransformer
 from vit_numpy.module import Array
 
@@ -37,7 +36,6 @@ def adapt(
     model: VisionTransformer,
     config: ViTConfig,
     mode: str = "bicubic",
-    seed: int = 0,
     new_head: bool = True,
 ) -> VisionTransformer:
     """Return a model of another head, image size or dropout, with a model's weights.
@@ -50,8 +48,6 @@ def adapt(
         The model's own but for classes, image size and dropout.
     mode : str, default 'bicubic'
         How learned positions get to another grid: see `resize_positions`.
-    seed : int, default 0
-        Of what is new and does not start from zero.
     new_head : bool, default True
         Whether the head starts from zero; it must where the classes are others.
 
@@ -75,7 +71,6 @@ def adapt(
             )
     weights = model.state_dict()
     adapted = VisionTransformer(config).to(model.patch_embed.proj.weight.dtype)
-    init_weights(adapted, seed)
     state = adapted.state_dict()
     if own.pos_embed == "learned":
         weights["pos_embed"] = resize_positions(
@@ -88,6 +83,7 @@ def adapt(
     heads = ("head.", "head_dist.") if new_head else ()
     for name, array in state.items():
         if name.startswith(heads):
+            array[...] = 0
             continue
         if name not in weights or weights[name].shape != array.shape:
             got = "none" if name not in weights else f"shape {weights[name].shape}"

@@ -159,7 +159,7 @@ class MeanSquaredError:
 
 
 def check_batch(logits: Array, batch_size: int | None, name: str = "logits") -> int:
-    """Return the number of images to divide by; raise for an empty or odd batch."""
+    """Return the number of images to divide by; raise for a bad batch."""
     check_array(name, logits)
     check_dtype(name, logits.dtype)
     if logits.ndim != 2 or 0 in logits.shape:
@@ -178,24 +178,22 @@ def check_targets(logits: Array, targets: NDArray[Any]) -> None:
     check_array("targets", targets)
     if targets.ndim != 1:
         return check_soft(logits, targets, "logits")
-    batch, classes = logits.shape
-    if targets.dtype.kind not in "iu":
-        raise TypeError(
-            f"labels must be integers, got {targets.dtype.name}; "
-            "cast them, or give soft targets of shape (batch, classes)"
-        )
-    if len(targets) != batch:
-        raise ValueError(
-            f"targets must have shape ({batch},) or ({batch}, {classes}), "
-            f"got shape {targets.shape}"
-        )
-    wrong = targets[(targets < 0) | (targets >= classes)]
+    return check_labels(targets, *logits.shape)
+
+
+def check_labels(labels: NDArray[Any], batch: int, classes: int) -> None:
+    """Raise unless `labels` are integers (B,) below K."""
+    check_array("labels", labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {labels.dtype.name}; cast them")
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},), got shape {labels.shape}")
+    wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(
             f"labels must be in [0, {classes}), got {int(wrong[0])}; "
             "num_classes must exceed the largest label"
         )
-    return None
 
 
 def check_soft(outputs: Array, targets: NDArray[Any], name: str) -> None:

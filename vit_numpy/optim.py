@@ -292,6 +292,7 @@ class Optimizer(ABC):
         """
         own = self.state_dict()
         check_state(
+            "optimizer state",
             {name: array.shape for name, array in own.items()},
             {name: np.shape(array) for name, array in state.items()},
         )
@@ -584,17 +585,15 @@ def check_betas(betas: tuple[float, float]) -> None:
 
 
 def check_state(
-    own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]
+    kind: str, own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise unless `state` has the names and shapes of `own`."""
     for name in own:
         if name not in state:
-            raise ValueError(
-                f"optimizer state has no {name!r}; it holds {len(state)} arrays"
-            )
+            raise ValueError(f"{kind} has no {name!r}; it holds {len(state)} arrays")
     for name, shape in state.items():
         if name not in own:
-            raise ValueError(unknown("optimizer state", name, own))
+            raise ValueError(unknown(f"name in the {kind}", name, own))
         if shape != own[name]:
             raise ValueError(f"{name} must have shape {own[name]}, got shape {shape}")
 

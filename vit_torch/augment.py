@@ -31,6 +31,7 @@ from vit_torch.draws import (
     VerticalFlip,
     draw,
 )
+from vit_torch.loss import check_labels
 
 
 class Augment:
@@ -105,6 +106,7 @@ class Mix:
     ) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), (B,) -> (B, C, H, W), (B, K) soft targets of the same dtype."""
         check_images(images, len(indices))
+        check_labels(labels, len(images), self.num_classes)
         if not images.is_floating_point():
             raise TypeError(
                 "images must be floating-point to be mixed, got "

@@ -3,7 +3,7 @@
 A transform here says only what is drawn; `augment.apply` does it to pixels. The draws
 are pure Python and depend on (seed, epoch, image, transform) alone, so that both
 backends change the same images in the same way, in any order and however batched.
-Names and ranges are torchvision's unless a transform says otherwise.
+Ranges are torchvision's where it has the transform and none is said to differ.
 
 This file is the same, byte for byte, in `vit_numpy` and `vit_torch`.
 """
@@ -309,7 +309,7 @@ class MixUp:
 
     Parameters
     ----------
-    alpha : float above 0, default 0.8
+    alpha : float above 0, default 0.8 (torchvision's is 1)
         The image's own share is drawn from Beta(alpha, alpha), for each image.
     p : float in [0, 1], default 1
         Probability that an image is mixed.

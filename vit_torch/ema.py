@@ -87,6 +87,7 @@ class EMA:
             If a name is missing or unknown or a shape differs; nothing is changed then.
         """
         check_state(
+            "average",
             {name: tuple(array.shape) for name, array in self.state_dict().items()},
             {name: tuple(array.shape) for name, array in state.items()},
         )

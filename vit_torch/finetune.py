@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vit_torch.config import ViTConfig, check_choice, check_int
-from vit_torch.init import init_weights
 from vit_torch.model import VisionTransformer
 
 MODES = (
@@ -38,7 +37,6 @@ def adapt(
     model: VisionTransformer,
     config: ViTConfig,
     mode: str = "bicubic",
-    seed: int = 0,
     new_head: bool = True,
 ) -> VisionTransformer:
     """Return a model of another head, image size or dropout, with a model's weights.
@@ -51,8 +49,6 @@ def adapt(
         The model's own but for classes, image size and dropout.
     mode : str, default 'bicubic'
         How learned positions get to another grid: see `resize_positions`.
-    seed : int, default 0
-        Of what is new and does not start from zero.
     new_head : bool, default True
         Whether the head starts from zero; it must where the classes are others.
 
@@ -76,7 +72,6 @@ def adapt(
             )
     weights = model.state_dict()
     adapted = VisionTransformer(config).to(model.patch_embed.proj.weight)
-    init_weights(adapted, seed)
     state = adapted.state_dict()
     if own.pos_embed == "learned":
         weights["pos_embed"] = resize_positions(
@@ -89,6 +84,7 @@ def adapt(
     heads = ("head.", "head_dist.") if new_head else ()
     for name, array in state.items():
         if name.startswith(heads):
+            array.zero_()
             continue
         if name not in weights or weights[name].shape != array.shape:
             got = (

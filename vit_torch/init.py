@@ -60,8 +60,9 @@ def init_weights(
     Dh largest. With sine-cosine positions attention is then local from the start.
     It takes a decomposition of D × D a head, and so is meant for small networks.
 
-    The values depend on the seed and the parameter's name alone, so that a layer more
-    or less changes no other's. `vit_numpy` draws from the same distributions, by its
+    The values depend on the seed and the parameter's name alone (where singular values
+    are taken, on the number of threads too), so that a layer more or less changes no
+    other's. `vit_numpy` draws from the same distributions, by its
     own generator: equal models start from one `state_dict`.
 
     References

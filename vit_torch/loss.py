@@ -76,7 +76,7 @@ class MeanSquaredError(nn.Module):
 
 
 def check_batch(logits: Tensor, batch_size: int | None, name: str = "logits") -> int:
-    """Return the number of images to divide by; raise for an empty or odd batch."""
+    """Return the number of images to divide by; raise for a bad batch."""
     check_array(name, logits)
     # In half precision the sum over a batch would lose most of its digits, or overflow.
     if logits.dtype not in (torch.float32, torch.float64):
@@ -100,26 +100,26 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
     check_array("targets", targets)
     if targets.ndim != 1:
         return check_soft(logits, targets, "logits")
-    batch, classes = logits.shape
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise TypeError(
-            f"labels must be integers, got {dtype_name(targets)}; "
-            "cast them, or give soft targets of shape (batch, classes)"
-        )
-    if len(targets) != batch:
+    return check_labels(targets, *logits.shape)
+
+
+def check_labels(labels: Tensor, batch: int, classes: int) -> None:
+    """Raise unless `labels` are integers (B,) below K."""
+    check_array("labels", labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {dtype_name(labels)}; cast them")
+    if labels.shape != (batch,):
         raise ValueError(
-            f"targets must have shape ({batch},) or ({batch}, {classes}), "
-            f"got shape {tuple(targets.shape)}"
+            f"labels must have shape ({batch},), got shape {tuple(labels.shape)}"
         )
     # torch compares no unsigned integers of more than 8 bits.
-    labels = targets.long()
-    wrong = targets[(labels < 0) | (labels >= classes)]
+    values = labels.long()
+    wrong = labels[(values < 0) | (values >= classes)]
     if len(wrong):
         raise ValueError(
             f"labels must be in [0, {classes}), got {wrong[0].item()}; "
             "num_classes must exceed the largest label"
         )
-    return None
 
 
 def check_soft(outputs: Tensor, targets: Tensor, name: str) -> None:

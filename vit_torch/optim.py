@@ -184,6 +184,7 @@ class _Named(torch.optim.Optimizer):
             If a name is missing or unknown or a shape differs; nothing is changed then.
         """
         check_state(
+            "optimizer state",
             {name: tuple(value.shape) for name, value in self.state_dict().items()},
             {name: tuple(value.shape) for name, value in state.items()},
         )
@@ -452,17 +453,15 @@ def check_betas(betas: tuple[float, float]) -> None:
 
 
 def check_state(
-    own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]
+    kind: str, own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise unless `state` has the names and shapes of `own`."""
     for name in own:
         if name not in state:
-            raise ValueError(
-                f"optimizer state has no {name!r}; it holds {len(state)} arrays"
-            )
+            raise ValueError(f"{kind} has no {name!r}; it holds {len(state)} arrays")
     for name, shape in state.items():
         if name not in own:
-            raise ValueError(unknown("optimizer state", name, own))
+            raise ValueError(unknown(f"name in the {kind}", name, own))
         if shape != own[name]:
             raise ValueError(f"{name} must have shape {own[name]}, got shape {shape}")
 

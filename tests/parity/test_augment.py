@@ -260,5 +260,13 @@ def test_wrong_use_is_refused_alike(module):
     message = "images must be floating-point to be mixed, got uint8; normalise them"
     with pytest.raises(TypeError, match=message):
         module.Mix([kinds.MixUp()], 3)(images, convert(np.array([0, 1])), 0, [0, 1])
+    floats = convert(np.zeros((2, 1, 4, 4), np.float32))
+    for labels, message in (
+        ([0, 3], r"labels must be in \[0, 3\), got 3"),
+        ([-1, 0], r"labels must be in \[0, 3\), got -1"),
+        ([0], r"labels must have shape \(2,\), got shape \(1,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.Mix([kinds.MixUp()], 3)(floats, convert(np.array(labels)), 0, [0, 1])
     with pytest.raises(ValueError, match=r"shape \(3, C, H, W\).*\(2, 1, 4, 4\)"):
         module.Augment([])(images, 0, [0, 1, 2])

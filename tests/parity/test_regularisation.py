@@ -153,6 +153,13 @@ def test_the_average_follows_its_equation(twin):
             assert not np.array_equal(array, raw[name])
     for name, array in weights(trainer.model).items():
         assert np.array_equal(array, raw[name])
+    state = dict(trainer.ema.state_dict())
+    del state["head.bias"]
+    with pytest.raises(ValueError, match=r"average has no 'head\.bias'; it holds"):
+        trainer.ema.load_state_dict(state)
+    state = trainer.ema.state_dict()
+    with pytest.raises(ValueError, match="unknown name in the average 'bias'"):
+        trainer.ema.load_state_dict(state | {"bias": state["head.bias"]})
 
 
 @both
@@ -179,7 +186,7 @@ def test_a_file_with_an_average_opens_as_the_average(twin, tmp_path):
         checkpoint.load_training(path, trainer_of(twin))
 
 
-# --- what only torch has -------------------------------------------------------------
+# --- how torch may compute -----------------------------------------------------------
 
 
 def torch_steps(trainer, count=3, dtype=np.float32):
@@ -212,7 +219,7 @@ def test_bfloat16_stays_within_its_rounding():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_trains_alike():
-    """In float64 the compiler's other order of operations shows below 1e-9."""
+    """The compiler's order of operations is another: the losses differ by rounding."""
     plain = trainer_of(vit_torch, config=DROPS)
     compiled = trainer_of(vit_torch, config=DROPS, compile=True)
     results = torch_steps(plain, dtype=np.float64)
