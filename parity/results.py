@@ -192,6 +192,13 @@ class Results:
     path : Path
         A JSON file; need not exist.
 
+    Attributes
+    ----------
+    by_name : dict of str to Result
+        By the name of the job.
+    failed : dict of str to str
+        Errors of those that have no result, as they failed before their first epoch.
+
     Raises
     ------
     ValueError
@@ -201,9 +208,11 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.by_name: dict[str, Result] = {}
+        self.failed: dict[str, str] = {}
         if path.exists():
             try:
-                runs = json.loads(path.read_text("utf-8"))["runs"]
+                held = json.loads(path.read_text("utf-8"))
+                runs, self.failed = held["runs"], dict(held.get("failed", {}))
                 self.by_name = {name: Result(**run) for name, run in runs.items()}
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
@@ -211,13 +220,16 @@ class Results:
                 ) from None
 
     def record(self, job: Job, result: Result | None, error: str = "") -> None:
-        """Keep the result of a run, and write the file, whole or not at all."""
-        if result is None:
-            return
-        self.by_name[job.name] = replace(result, error=error)
+        """Keep the result of a run or its error, and write the file, whole or not."""
+        self.failed.pop(job.name, None)
+        if result is not None:
+            self.by_name[job.name] = replace(result, error=error)
+        elif error:
+            self.failed[job.name] = error
         runs = {name: asdict(run) for name, run in sorted(self.by_name.items())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, {"runs": runs})
+        failed = {"failed": self.failed} if self.failed else {}
+        write_json(self.path, {"runs": runs} | failed)
 
     def collect(self, runs: Path) -> list[Job]:
         """Keep the finished runs of a folder that are not among the results yet.
@@ -381,8 +393,9 @@ def _same(results: Results) -> Iterator[str]:
         yield (
             "A seed gives both backends the same batches, but weights and dropout "
             "masks of their own. Their means should differ by no more than twice the "
-            "standard error of that difference. (From the same weights and masks they "
-            "go together step by step: `parity curves`.)"
+            "standard error of that difference, which chance alone exceeds in one of "
+            "five to nine comparisons of three seeds each. (From the same weights and "
+            "masks they go together step by step: `parity curves`.)"
         )
         head = ("recipe", "NumPy", "PyTorch", "difference", "2 s.e.", "within")
         yield _table(head, rows)
@@ -443,6 +456,8 @@ def _unfinished(results: Results) -> Iterator[str]:
         state = "not begun"
         if job.recipe == _FOLDER:
             state = "not begun: it takes pictures of your own (`--folder`)"
+        if job.name in results.failed:
+            state = f"failed: {results.failed[job.name]}"
         if result is not None:
             state = (
                 f"{result.epochs} of {result.planned_epochs} epochs, "

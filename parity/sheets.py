@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity.pictures import Prepared
-from parity.plots import ALARM, INK, NUMPY, styled
+from parity.plots import ALARM, FAINT, INK, NUMPY, styled
 from parity.scores import Mistake, Scores
 
-FAINT = "#767C82"
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 
 # With more classes a number in each cell can no longer be read.
@@ -282,7 +281,6 @@ def _bars(
     places = np.arange(len(best))
     axes.barh(places, shares[best], color=[NUMPY] + ["#A9BCCB"] * (len(best) - 1))
     axes.set_yticks(places, [_short(class_names[k], 18) for k in best], fontsize=8)
-    axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_ylim(max(len(best), 5) - 0.4, -0.6)
     axes.grid(visible=False)

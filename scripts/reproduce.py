@@ -63,14 +63,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, help="pictures for folder-224, a sub-folder a class"
     )
-    parser.add_argument(
-        "--epochs", type=positive, metavar="N", help="fewer, to try it out"
-    )
-    parser.add_argument("--data", metavar="NAME", help="other data, to try it out")
     parser.add_argument("--threads", type=positive, metavar="N")
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--results", type=Path, default=Path("docs/results.json"))
-    return parser.parse_args(argv)
+    shorter = parser.add_argument_group("to try it out, in runs/trial")
+    shorter.add_argument("--epochs", type=positive, metavar="N", help="fewer")
+    shorter.add_argument("--data", metavar="NAME", help="other data")
+    parser.add_argument("--runs", type=Path, help="default: runs/reproduce")
+    parser.add_argument("--results", type=Path, help="default: docs/results.json")
+    args = parser.parse_args(argv)
+    # What is no result of a recipe must not stand in the way of one.
+    trial = bool(args.epochs or args.data)
+    args.runs = args.runs or Path("runs/trial" if trial else "runs/reproduce")
+    args.results = args.results or Path(
+        "runs/trial/results.json" if trial else "docs/results.json"
+    )
+    return args
 
 
 def run(args: argparse.Namespace) -> int:

@@ -68,8 +68,13 @@ def test_results_are_read_back_and_damage_is_named(tmp_path):
     results = Results(path)
     record(results)
     results.record(Job("network2", "numpy", 0), None)
+    results.record(Job("network3", "numpy", 0), None, "no room")
     again = Results(path)
     assert again.by_name == results.by_name == {"network1-numpy-0": RESULT}
+    assert again.failed == {"network3-numpy-0": "no room"}
+    assert "| `network3` | numpy | 0 | failed: no room |" in page(again)
+    results.record(Job("network3", "numpy", 0), None)
+    assert not Results(path).failed
     path.write_text('{"runs": {"network1-numpy-0": {"epochs": 3}}}')
     with pytest.raises(ValueError, match="holds no results"):
         Results(path)
@@ -151,11 +156,14 @@ def test_each_recipe_is_named_and_both_backends_are_joined():
         Timed("network1", "torch", "mnist", 2.0, 0.967, 1),
         Timed("network1-cosine", "numpy", "mnist", 0.5, 0.968, 2),
         Timed("network3", "numpy", "cifar10", 18.0, 0.77, 2),
+        Timed("folder-224", "numpy", "folder:a", 9.0, 1.0, 0),
+        Timed("folder-224", "torch", "folder:a", 9.0, 1.0, 1),
     ]
-    digits, colours = accuracy_against_time(many).axes
-    assert [axes.get_title("left") for axes in (digits, colours)] == [
+    digits, colours, never_wrong = accuracy_against_time(many).axes
+    assert [axes.get_title("left") for axes in (digits, colours, never_wrong)] == [
         "mnist",
         "cifar10",
+        "folder:a",
     ]
     names = {text.get_text(): text for text in digits.texts}
     assert names.keys() == {"network1", "network1-cosine"}
