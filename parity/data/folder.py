@@ -109,7 +109,7 @@ class FolderImages:
         ops = pillow("ImageOps", _USER)
         try:
             with image_module.open(path) as file:
-                picture = ops.exif_transpose(eight_bit(file, image_module))
+                picture = eight_bit(ops.exif_transpose(file), image_module)
                 picture = picture.convert("RGB" if channels == 3 else "L")
                 bicubic = image_module.Resampling.BICUBIC
                 picture = ops.fit(picture, (width, height), method=bicubic)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from parity.data import load
+from parity import pictures
+from parity.data import FolderImages, load
 from parity.pictures import prepare
 
 SIZE = (28, 28)
@@ -71,6 +72,19 @@ def test_digit_is_found_wherever_it_stands(digits, light, tmp_path):
     assert min(found) > 0.8
 
 
+def test_strokes_and_centres_are_what_is_said_of_mnist():
+    """`pictures` works with these figures, and measures strokes in this way."""
+    images = load("mnist-subset").test_images[:, 0]
+    widths = []
+    for image in images:
+        mask = image > 127
+        box = pictures._bounds(mask)
+        widths.append(pictures._stroke_width(mask) / max(mask[box].shape))
+    assert np.round(np.percentile(widths, (5, 95)), 2).tolist() == [0.11, 0.22]
+    centres = [pictures._mass_centre(image.astype(np.float32)) for image in images]
+    assert np.round(np.mean(centres, axis=0), 1).tolist() == [14.0, 14.0]
+
+
 def test_centre_of_mass_and_box_are_those_of_mnist(tmp_path):
     pixels = seen(saved(seven(), tmp_path / "7.png")).pixels[0].astype(float)
     rows, columns = np.nonzero(pixels)
@@ -99,15 +113,23 @@ def test_background_can_be_said(tmp_path):
         seen(path, background="lite")
 
 
-def test_turned_by_exif_comes_out_upright(tmp_path):
+@pytest.mark.parametrize("sixteen_bit", [False, True])
+def test_turned_by_exif_comes_out_upright(sixteen_bit, tmp_path):
     upright = seen(saved(seven(), tmp_path / "upright.png"))
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = seven().transpose(Image.Transpose.ROTATE_90)
+    if sixteen_bit:
+        turned = Image.fromarray(np.asarray(turned).astype(np.uint16) * 257)
     path = saved(turned, tmp_path / "turned.png", exif=exif)
     prepared = seen(path)
     assert np.array_equal(prepared.pixels, upright.pixels)
     assert prepared.steps[:2] == ("300×400", "turned upright by its EXIF entry")
+    one, other = (
+        FolderImages([tmp_path / f"{name}.png"], (28, 28), 1)[:1]
+        for name in ("turned", "upright")
+    )
+    assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("ink", [0, 255])
@@ -166,8 +188,6 @@ def test_photo_covers_the_size_around_its_middle(tmp_path):
 
 
 def test_photo_is_as_a_data_set_of_folders_reads_it(tmp_path):
-    from parity.data import FolderImages
-
     rng = np.random.default_rng(2)
     path = saved(rng.integers(0, 256, (50, 70, 3), np.uint8), tmp_path / "p.png")
     expected = FolderImages([path], (32, 32), 3).read(path)
