@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from parity import recipes
+from parity.plots import read_metrics, run_curves, save
 from parity.progress import progress_bar
 from parity.training import (
     BACKENDS,
@@ -128,7 +129,7 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         "optimizer.lr": args.lr,
         "seed": args.seed,
         "dtype": args.dtype,
-        "model.image_size": args.image_size,
+        f"{'finetune' if args.source else 'model'}.image_size": args.image_size,
         "finetune.source": args.source,
         "finetune.freeze": args.freeze,
         "finetune.linear_probe": args.linear_probe or None,
@@ -175,7 +176,8 @@ def run(args: argparse.Namespace) -> int:
         build_trainer(recipe, backend, build_model(recipe, backend), steps)
         folder.create(recipe, backend, overwrite=args.overwrite)
     elif recipe != folder.reopen():
-        folder.write_recipe(recipe)
+        with folder.held():
+            folder.write_recipe(recipe)
     images = f"{len(part):,} images, {len(dataset.test):,} to test with"
     if validation:
         images += f", {len(validation):,} to validate with"
@@ -194,20 +196,20 @@ def run(args: argparse.Namespace) -> int:
             save_minutes=args.save_minutes,
             processes=args.processes,
         )
-        done = None
+        record = None
         try:
             # One bar an epoch; between two, its line is printed.
             for record in records:
                 if isinstance(record, Step):
                     record = follow(records, record, steps)
-                done = record
-                print(line(done, recipe.epochs), flush=True)
+                print(line(record, recipe.epochs), flush=True)
         except TrainingStopped as stopped:
             print(f"train.py: {stopped}", file=sys.stderr)
             return exit_status(signals)
         finally:
-            draw(folder)
-    if done is None:
+            if record is not None:
+                draw(folder)
+    if record is None:
         print(
             "nothing is left to train; --epochs N lets the run go on to epoch N"
             + (", unless its patience is over" if recipe.patience else "")
@@ -249,15 +251,10 @@ def follow(records: Any, step: Step, steps: int) -> Epoch:
 
 def draw(folder: RunFolder) -> None:
     """Draw the run's curves into its folder, where matplotlib is installed."""
-    from parity.plots import read_metrics, run_curves, save
-
     try:
         save(run_curves(read_metrics(folder.path), folder.path.name), folder.curves)
-    except (ModuleNotFoundError, OSError) as error:
+    except (ModuleNotFoundError, OSError, ValueError) as error:
         print(f"train.py: no curves drawn: {error}", file=sys.stderr)
-    except ValueError:
-        # No step was made yet, so that there is nothing to draw.
-        return
 
 
 def line(epoch: Epoch, epochs: int) -> str:

@@ -163,7 +163,10 @@ class FinetuneSpec:
     ----------
     source : str
         A file that `from_pretrained` opens. The network is that of the file, with a new
-        head, and the recipe's dropout; the images' size and the classes are the data's.
+        head, and the recipe's dropout; the classes, and the images' size where it is
+        fixed, are the data's.
+    image_size : int, optional
+        To which the pictures of a folder are brought; by default the network's own.
     freeze : int, default 0
         Blocks from the first on that are not trained, nor the embedding with them.
     linear_probe : bool, default False
@@ -173,6 +176,7 @@ class FinetuneSpec:
     """
 
     source: str
+    image_size: int | None = None
     freeze: int = 0
     linear_probe: bool = False
     resize: str = "bicubic"
@@ -180,6 +184,8 @@ class FinetuneSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
             raise TypeError(f"finetune.source must be a path, got {self.source!r}")
+        if self.image_size is not None:
+            check_int("finetune.image_size", self.image_size, 1)
         check_int("finetune.freeze", self.freeze, 0)
         if not isinstance(self.linear_probe, bool):
             raise TypeError(
@@ -433,7 +439,7 @@ def load(name: str | Path) -> Recipe:
 
 
 def _key_of(name: str) -> str | None:
-    """Return the key that ends so, for who has left out or mistaken its table."""
+    """Return the full key of a name given without its table, or in another."""
     tables = {"model": ViTConfig, **_TABLES}
     for table, spec in tables.items():
         if name in {f.name for f in dataclasses.fields(spec)}:
@@ -444,7 +450,8 @@ def _key_of(name: str) -> str | None:
 def _build(cls: type[Spec], table: Any, where: str) -> Spec:
     """Build one dataclass from its table, those below it first."""
     if not isinstance(table, Mapping):
-        raise TypeError(f"{where.rstrip('.')} must be a table, got {table!r}")
+        name = where.rstrip(".") or "a recipe"
+        raise TypeError(f"{name} must be a table, got {table!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -465,7 +472,8 @@ def _build(cls: type[Spec], table: Any, where: str) -> Spec:
             and f.default_factory is dataclasses.MISSING
         )
         if required and key not in values:
-            raise ValueError(f"the recipe needs {where + key!r}; add it to the file")
+            hint = ", or give --from" if where + key == "finetune.source" else ""
+            raise ValueError(f"the recipe needs {where + key!r}; add it{hint}")
     return cls(**values)
 
 
@@ -481,8 +489,9 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON string is a TOML basic string: the same quotes and escapes.
-        return json.dumps(value)
+        # A TOML basic string is a JSON string that escapes the delete character too,
+        # and no character by the surrogates of UTF-16.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):

@@ -27,7 +27,8 @@ def open_data(recipe: Recipe) -> Dataset:
     if recipe.finetune is not None and not recipe.is_resolved:
         config = _source(recipe.finetune.source, Backend("numpy")).config
         if recipe.data.startswith("folder:"):
-            size = recipe.model.get("image_size", config.image_hw)
+            own = recipe.finetune.image_size
+            size = config.image_hw if own is None else (own, own)
         else:
             size = None
     dataset = load_data(recipe.data, image_size=size, channels=config.in_chans)
@@ -62,23 +63,39 @@ def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 
 def check_images(dataset: Dataset, config: Any) -> None:
-    """Raise unless the images of the data set are such as the network takes."""
+    """Raise unless the images of the data set are such as the network takes.
+
+    Raises
+    ------
+    ValueError
+    """
     shape = tuple(dataset.train_images.shape[1:])
     expected = (config.in_chans, *config.image_hw)
     if shape != expected:
         raise ValueError(
             f"{dataset.name} has images of shape {shape}, the network takes "
-            f"{expected}; choose other data, or set model.image_size and model.in_chans"
+            f"{expected}; choose other data, or a network with its image_size and "
+            "in_chans"
         )
 
 
 def check_fit(dataset: Dataset, config: Any) -> None:
-    """Raise unless images and classes of the data set are those of the network."""
+    """Raise unless images and classes are the network's, and some are to test with.
+
+    Raises
+    ------
+    ValueError
+    """
     check_images(dataset, config)
     if dataset.num_classes != config.num_classes:
         raise ValueError(
             f"{dataset.name} has {dataset.num_classes} classes, the network "
-            f"{config.num_classes}; set model.num_classes={dataset.num_classes}"
+            f"{config.num_classes}; choose other data, or a network with "
+            f"num_classes={dataset.num_classes}"
+        )
+    if not len(dataset.test):
+        raise ValueError(
+            f"{dataset.name} has no test images; give it test_images and test_labels"
         )
 
 
@@ -119,7 +136,6 @@ def build_model(recipe: Recipe, backend: Backend) -> Any:
             _source(recipe.finetune.source, backend),
             config,
             mode=recipe.finetune.resize,
-            seed=recipe.seed,
         )
     model = backend.place(model, recipe.dtype)
     model.recompute = backend.recompute

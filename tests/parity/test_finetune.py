@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import vit_numpy
 import vit_torch
 from parity import recipes
 from parity.data import from_arrays
-from parity.training import Backend, RunFolder, fitted, train
+from parity.training import Backend, RunFolder, fitted, open_data, train
 from parity.transfer import weights
 from vit_numpy.checkpoint import load
 from vit_numpy.finetune import MODES, resize_positions
@@ -228,6 +229,30 @@ def test_a_run_starts_from_a_file_of_another_size_and_task(backend, tmp_path):
     longer = folder.reopen().replace({"epochs": 3})
     again = trained(longer, backend, dataset, tmp_path / "probed")
     assert again.header["training"]["epoch"] == 3
+
+
+def test_pictures_get_a_size_for_the_files_patches(tmp_path):
+    """The preset of the recipe has others, for which 20 would be no size."""
+    source = tmp_path / "source.safetensors"
+    vit_numpy.save(source, model_of(vit_numpy))
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (30, 30)).save(path)
+    for size in (12, 20):
+        changes = {} if size == 12 else {"finetune.image_size": size}
+        recipe = recipes.load("folder-224").replace(
+            {
+                "data": f"folder:{tmp_path / 'pictures'}",
+                "finetune.source": str(source),
+                **changes,
+            }
+        )
+        dataset = open_data(recipe)
+        config = fitted(recipe, dataset).config()
+        assert (config.image_hw, config.num_classes) == ((size, size), 2)
+    with pytest.raises(ValueError, match=r"finetune\.image_size must be at least 1"):
+        recipe.replace({"finetune.image_size": 0})
 
 
 @pytest.mark.parametrize(
