@@ -80,10 +80,29 @@ class Classifier:
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names; the numbers from 0 where the file has none."""
+        return self._named() or tuple(str(k) for k in range(self.config.num_classes))
+
+    def _named(self) -> tuple[str, ...] | None:
+        """Return the K names that the file has, if it has any."""
         names = self.header.get("metadata", {}).get("class_names")
-        if isinstance(names, list) and len(names) == self.config.num_classes:
-            return tuple(str(name) for name in names)
-        return tuple(str(k) for k in range(self.config.num_classes))
+        if not isinstance(names, list) or len(names) != self.config.num_classes:
+            return None
+        return tuple(str(name) for name in names)
+
+    def check_classes(self, dataset: Dataset) -> None:
+        """Raise if the file has names of classes, and the data set has others.
+
+        Raises
+        ------
+        ValueError
+        """
+        names = self._named() or dataset.class_names
+        for own, other in zip(names, dataset.class_names, strict=True):
+            if own != other:
+                raise ValueError(
+                    f"{self.path} knows the class {own!r} where {dataset.name} has "
+                    f"{other!r}; choose data of the same classes"
+                )
 
     @property
     def normalisation(self) -> dict[str, list[float]]:
@@ -136,8 +155,7 @@ class Classifier:
                 "a number a channel"
             )
         pixels = normalise(images, chosen["mean"], chosen["std"])
-        weight = self.backend.numpy(self.model.patch_embed.proj.weight)
-        return self.backend.array(pixels, weight.dtype.name)
+        return self.backend.array(pixels, self.backend.dtype(self.model))
 
     def logits(self, inputs: Any) -> NDArray[Any]:
         """(B, C, H, W) -> (B, K), without dropout.
@@ -153,11 +171,7 @@ class Classifier:
                 "give one with num_classes above 0"
             )
         run = self.backend.module("train").evaluate
-        pieces = [
-            self.backend.numpy(run(self.model, inputs[start : start + _BATCH]))
-            for start in range(0, len(inputs), _BATCH)
-        ]
-        return np.concatenate(pieces)
+        return self.backend.numpy(run(self.model, inputs, _BATCH))
 
     def attention_weights(self, inputs: Any) -> list[NDArray[Any]]:
         """(B, C, H, W) -> (B, h, T, T) for each block; rows sum to 1."""

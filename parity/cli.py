@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from parity.program import Parser, with_output
+from parity.program import OUT_OF_MEMORY, Parser, is_out_of_memory, with_output
 
 AGREE, MISMATCH, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -110,6 +110,8 @@ def _answer(arguments: list[str]) -> int:
         # Libraries that clean up when interrupted may fail at it, and hide why.
         if isinstance(error.__context__, KeyboardInterrupt):
             return _interrupted()
+        if is_out_of_memory(error):
+            return _refuse(OUT_OF_MEMORY)
         raise
 
 

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
+OUT_OF_MEMORY = "out of memory; take smaller batches, or a smaller network"
+
 # What a shell reports for a program that a closed pipe has ended.
 PIPE_CLOSED = 141
 
@@ -59,6 +61,18 @@ def _answer(
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         failed = isinstance(error, FloatingPointError | ChildProcessError)
         return FAILED if failed else BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{name}: {OUT_OF_MEMORY}", file=sys.stderr)
+        return FAILED
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory is short; torch has no class of error for the CPU's."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate" in str(error)
+    )
 
 
 def _program() -> str:
@@ -126,6 +140,10 @@ def check_picture(option: str, path: Path | None) -> None:
     check_target(option, path)
     if path is None:
         return
+    # Here, as it imports NumPy, in which Ctrl-C would not be answered yet.
+    from parity.plots import check_matplotlib
+
+    check_matplotlib()
     bases = import_module("matplotlib.backend_bases")
     kinds = bases.FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:

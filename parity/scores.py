@@ -57,8 +57,9 @@ class Scores:
         """Return name, images, precision, recall and F1 of each class.
 
         Precision is the share of the images predicted as the class that belong to it,
-        recall the share of its images that were predicted so, F1 their harmonic mean;
-        each is None where nothing was predicted, or there was nothing to find.
+        recall the share of its images that were predicted so, F1 their harmonic mean.
+        Precision is None where nothing was predicted as the class, recall where nothing
+        belongs to it, F1 where both is so.
         """
         rows = []
         for k, name in enumerate(self.class_names):

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-# What each kind of record says, by TensorBoard's tag. One tag for training and test
-# would put them on different axes' scales: a step is not an epoch.
+# What each kind of record says, by TensorBoard's tag.
 _TAGS = {
     "step": {
         "loss": "train/loss",
@@ -24,6 +23,8 @@ _TAGS = {
     "epoch": {
         "test_loss": "test/loss",
         "test_accuracy": "test/accuracy",
+        "validation_loss": "validation/loss",
+        "validation_accuracy": "validation/accuracy",
         "seconds": "time/epoch_seconds",
     },
 }

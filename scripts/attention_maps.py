@@ -21,7 +21,7 @@ import numpy as np
 from parity.attention import head_maps, reader, rollout
 from parity.classifier import Classifier, add_picture_options
 from parity.pictures import prepare
-from parity.plots import save
+from parity.plots import check_matplotlib, save
 from parity.sheets import attention_sheet
 from parity.training import Backend
 
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.picture is None) == (args.index is None):
         got = "neither" if args.picture is None else "both"
         raise ValueError(f"give the file of a picture or --index I, got {got}")
+    check_matplotlib()
     network = Classifier.open(args.checkpoint, Backend.load(args.backend))
     image, name = choose(args, network)
     inputs = network.inputs(image[None], args.mean, args.std)

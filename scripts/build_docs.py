@@ -53,7 +53,7 @@ def source_of(module: str, package: str) -> Path:
     return ROOT / package / f"{module}.py"
 
 
-def without_docstrings(node: ast.AST, lines: list[str]) -> set[int]:
+def without_docstrings(node: ast.AST) -> set[int]:
     """Return the numbers (from 0) of the lines that docstrings take up."""
     hidden: set[int] = set()
     for child in ast.walk(node):
@@ -88,7 +88,7 @@ def pieces(path: Path) -> dict[str, Piece]:
     text = path.read_text()
     lines = text.splitlines()
     tree = ast.parse(text)
-    hidden = without_docstrings(tree, lines)
+    hidden = without_docstrings(tree)
     found: dict[str, Piece] = {}
 
     def start_of(node: ast.stmt) -> int:

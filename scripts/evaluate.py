@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     network = Classifier.open(args.checkpoint, backend)
     dataset = network.open_data(args.data)
     check_fit(dataset, network.config)
+    network.check_classes(dataset)
     backend.prepare()
     if args.threads:
         backend.set_threads(args.threads)

@@ -12,6 +12,7 @@ from parity.program import (
     BAD_INPUT,
     Parser,
     answer_interrupts,
+    check_picture,
     main_of,
     positive,
     summary_of,
@@ -59,6 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_picture("--show", args.show)
     network = Classifier.open(args.checkpoint, Backend.load(args.backend))
     style = args.style or network.style
     config = network.config

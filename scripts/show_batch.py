@@ -6,7 +6,14 @@ python scripts/show_batch.py network3 --epoch 2 --out batch.png
 They are the very images that both backends train on, in that epoch of that recipe.
 """
 
-from parity.program import Parser, answer_interrupts, main_of, positive, summary_of
+from parity.program import (
+    Parser,
+    answer_interrupts,
+    check_picture,
+    main_of,
+    positive,
+    summary_of,
+)
 
 answer_interrupts()
 
@@ -49,6 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_picture("--out", args.out)
     recipe = recipes.load(args.recipe)
     if args.data is not None:
         recipe = recipe.replace({"data": args.data})

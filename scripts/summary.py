@@ -57,9 +57,10 @@ def find(name: str) -> ViTConfig:
         return recipes.load(name).config()
     if name in PRESETS and not path.is_file():
         return PRESETS[name]
-    if path.suffix or path.parent != Path():
+    if path.is_file() or path.suffix or path.parent != Path():
         return from_pretrained(path).config
-    raise ValueError(unknown("network", name, [*PRESETS, *recipes.names()]))
+    known = dict.fromkeys([*PRESETS, *recipes.names()])
+    raise ValueError(unknown("network", name, known))
 
 
 if __name__ == "__main__":

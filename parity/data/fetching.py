@@ -199,8 +199,7 @@ def fetch(
         raise unknown_name("data set to fetch", name, SOURCES)
     folder = cache_folder() / name if folder is None else folder
     say = _say if report is None else report
-    wrong = [file for file in source.files if not _is_right(folder / file, source)]
-    if not wrong:
+    if all(_is_right(folder / file, source) for file in source.files):
         return Fetched(name, folder, "cache")
     _make_writable(folder)
     by_hand = f"files found in {folder}"

@@ -327,8 +327,8 @@ def load(
     own = dataset.train_images.shape[2:]
     if image_size is not None and image_size not in (own, own[0]):
         raise ValueError(
-            f"image_size of {name} must be {own[0]}, got {image_size}; only the "
-            "pictures of folder:PATH are resized"
+            f"{name} has images of {own[0]}×{own[1]}, got image_size={image_size}; "
+            "only the pictures of folder:PATH are resized, choose other data"
         )
     return dataset
 
@@ -560,5 +560,6 @@ def _listed(
     channels: int,
 ) -> tuple[FolderImages, npt.NDArray[np.int64]]:
     paths = [path for files in classes.values() for path in files]
-    labels = [names.index(name) for name, files in classes.items() for _ in files]
-    return FolderImages(paths, image_size, channels), np.array(labels, np.int64)
+    numbers = [names.index(name) for name in classes]
+    labels = np.repeat(numbers, [len(files) for files in classes.values()])
+    return FolderImages(paths, image_size, channels), labels.astype(np.int64)

@@ -105,7 +105,7 @@ class BatchStream:
         What is done to the images: transforms of `vit_numpy.draws` and
         `parity.data.pixels`, keyed by (seed, epoch, index of the image), so that an
         image is changed in the same way whatever the batch it is in.
-    normalize : bool
+    normalise : bool
         Whether images become float32, less the mean and over the standard deviation;
         if not, they are handed on as they are.
     mean, std : array_like of shape (C,), optional
@@ -141,7 +141,7 @@ class BatchStream:
         drop_last: bool = False,
         shuffle: bool = True,
         augment: Sequence[AnyTransform] = (),
-        normalize: bool = True,
+        normalise: bool = True,
         mean: npt.ArrayLike | None = None,
         std: npt.ArrayLike | None = None,
         prefetch: int = 0,
@@ -159,9 +159,9 @@ class BatchStream:
                 f"got {batch_size}; make it smaller"
             )
         self.augmentation = Augmentation(augment, len(part.class_names), seed)
-        if self.augmentation.mixes and not normalize:
+        if self.augmentation.mixes and not normalise:
             raise ValueError(
-                "images must be normalised to be mixed, got normalize=False; leave "
+                "images must be normalised to be mixed, got normalise=False; leave "
                 "out mixup and cutmix, or normalise"
             )
         self.part = part
@@ -169,7 +169,7 @@ class BatchStream:
         self.seed = check_seed(seed)
         self.drop_last = drop_last
         self.shuffle = shuffle
-        self.normalize = normalize
+        self.normalise = normalise
         self._mean = mean
         self._std = std
         self.prefetch = prefetch
@@ -181,8 +181,7 @@ class BatchStream:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the rows of the part, (N,), in the order of this epoch."""
-        if not 0 <= epoch < 2**32:
-            raise ValueError(f"epoch must be at least 0 and below 2**32, got {epoch}")
+        check_int("epoch", epoch, 0)
         if not self.shuffle:
             return np.arange(len(self.part))
         return permutation(self.seed, epoch, len(self.part))
@@ -204,7 +203,7 @@ class BatchStream:
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         indices, labels = rows.tolist(), part.labels[rows]
         images: Pixels = augmentation.change(part.images[rows], epoch, indices)
-        if not self.normalize:
+        if not self.normalise:
             return Batch(images, labels, rows)
         mean = part.mean if self._mean is None else self._mean
         std = part.std if self._std is None else self._std

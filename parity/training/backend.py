@@ -101,6 +101,10 @@ class Backend:
         """Return one of this backend's arrays as NumPy's, without a copy."""
         return np.asarray(values if self.name == "numpy" else values.detach().cpu())
 
+    def dtype(self, model: Any) -> str:
+        """Return the name of a model's dtype."""
+        return self.numpy(model.patch_embed.proj.weight).dtype.name
+
     def place(self, model: Any, dtype: str) -> Any:
         """Return a model in a dtype, where this backend computes."""
         if self.name == "numpy":

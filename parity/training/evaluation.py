@@ -49,7 +49,7 @@ def predict(
     std: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Return the logits (N, K) of every image of a part, without dropout."""
-    dtype = _dtype(model, backend)
+    dtype = backend.dtype(model)
     run = backend.module("train").evaluate
     stream = _stream(part, mean, std)
     # Whoever scores what is not finite says so, once and by its image.
@@ -66,10 +66,6 @@ def _stream(part: Part, mean: ArrayLike | None, std: ArrayLike | None) -> BatchS
     return BatchStream(part, EVALUATION_BATCH, 0, shuffle=False, mean=mean, std=std)
 
 
-def _dtype(model: Any, backend: Backend) -> str:
-    return backend.numpy(model.patch_embed.proj.weight).dtype.name
-
-
 def _first_bad(model: Any, backend: Backend, images: NDArray[Any]) -> str:
     """Name the first weight or intermediate that is not finite, of images that show it.
 
@@ -79,7 +75,7 @@ def _first_bad(model: Any, backend: Backend, images: NDArray[Any]) -> str:
         model.eval()
     tensors: dict[str, Any] = dict(model.named_parameters())
     with np.errstate(all="ignore"):
-        tensors |= model.intermediates(backend.array(images, _dtype(model, backend)))
+        tensors |= model.intermediates(backend.array(images, backend.dtype(model)))
     for name, tensor in tensors.items():
         if not np.isfinite(backend.numpy(tensor)).all():
             return name

@@ -93,7 +93,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Keep other processes from training in the folder meanwhile.
 
-        However this process ends, the system then lets the folder go: no lock is left.
+        The system lets the folder go when this process ends, however that comes, and
+        those that it has forked: no lock is left behind.
 
         Raises
         ------
@@ -217,7 +218,7 @@ class RunFolder:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open folder, and tell whether no other process has."""
+    """Lock an open folder; tell whether that worked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -354,7 +354,7 @@ class _Training:
 
     @contextmanager
     def _steps_kept(self) -> Iterator[None]:
-        """Save the steps made before an error, of a damaged picture say, leaves.
+        """Save the steps already made when an error, as of a bad picture, ends the run.
 
         What has become no number is not saved, and the error is told whatever happens.
         """

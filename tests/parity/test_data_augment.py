@@ -308,7 +308,7 @@ def test_wrong_order_and_use_are_refused():
     with pytest.raises(ValueError, match="PadCrop must come before MixUp"):
         Augmentation([Rotation(), MixUp(), PadCrop()], 5)
     with pytest.raises(ValueError, match="must be normalised to be mixed"):
-        BatchStream(make_part(), 5, 0, augment=[MixUp()], normalize=False)
+        BatchStream(make_part(), 5, 0, augment=[MixUp()], normalise=False)
     with pytest.raises(ValueError, match="prefetch must be at least 0"):
         BatchStream(make_part(), 5, 0, prefetch=-1)
     with pytest.raises(TypeError, match="uint8 for Pillow to change them, got float32"):

@@ -74,7 +74,7 @@ def test_pictures_are_decoded_only_when_asked_for(folder, monkeypatch):
     monkeypatch.setattr(FolderImages, "read", counting)
     dataset = load(f"folder:{folder}", image_size=16)
     part, _ = dataset.split(0.25)
-    stream = BatchStream(part, 4, seed=0, normalize=False)
+    stream = BatchStream(part, 4, seed=0, normalise=False)
     assert not decoded
     batch = next(stream.epoch(0))
     assert batch.images.shape == (4, 3, 16, 16)

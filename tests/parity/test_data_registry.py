@@ -128,7 +128,7 @@ def test_unknown_name():
     assert "mnist, fashion-mnist, cifar10, folder:PATH" in str(caught.value)
     with pytest.raises(ValueError, match="choose one of them"):
         load("zzzz")
-    with pytest.raises(ValueError, match=r"image_size of mnist-subset must be 28, got"):
+    with pytest.raises(ValueError, match=r"mnist-subset has images of 28×28, got"):
         load("mnist-subset", image_size=32)
     assert load("mnist-subset", image_size=(28, 28)).num_classes == 10
 

@@ -68,6 +68,8 @@ def test_order_depends_on_seed_and_epoch():
         for epoch in range(3)
     }
     assert len(orders) == 9
+    with pytest.raises(TypeError, match="epoch must be an int"):
+        BatchStream(part, 10, seed=0).order(1.0)
 
 
 def test_images_are_normalised_with_the_training_statistics():
@@ -102,7 +104,7 @@ def test_normalise_per_channel():
 
 def test_raw_pixels_and_own_statistics():
     part = make_part()
-    raw = next(BatchStream(part, 4, 0, normalize=False).epoch(0))
+    raw = next(BatchStream(part, 4, 0, normalise=False).epoch(0))
     assert raw.images.dtype == np.uint8
     np.testing.assert_array_equal(raw.images, part.images[raw.indices])
     own = next(BatchStream(part, 4, 0, mean=[0.0] * 3, std=[1.0] * 3).epoch(0))

@@ -35,6 +35,23 @@ def test_a_reader_that_has_seen_enough_ends_the_program_quietly(arguments):
     process.stderr.close()
 
 
+@pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError('cannot allocate')"])
+def test_a_lack_of_memory_is_one_line(error):
+    code = f"""
+import sys
+from parity.program import main_of
+
+def run(args):
+    raise {error}
+
+sys.exit(main_of(run, lambda: None))
+"""
+    out, err = start("-c", code).communicate(timeout=60)
+    assert out == b""
+    assert err.count(b"\n") == 1
+    assert b"out of memory; take smaller batches" in err
+
+
 def test_signs_that_the_output_cannot_show_are_replaced():
     process = start("-m", "parity", "demo", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     out, err = process.communicate(timeout=120)

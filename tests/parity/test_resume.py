@@ -351,6 +351,7 @@ def trains_and_waits(recipe, dataset, path, begun, end):
 
 @pytest.mark.skipif(not can_fork(), reason="no fork here")
 def test_only_one_process_trains_in_a_folder(recipe, dataset, tmp_path):
+    recipe = recipe.replace({"data": "mnist-subset"})
     folder = RunFolder(tmp_path)
     folder.create(recipe, Backend("numpy"), overwrite=False)
     context = multiprocessing.get_context("spawn")
@@ -359,13 +360,23 @@ def test_only_one_process_trains_in_a_folder(recipe, dataset, tmp_path):
         target=trains_and_waits, args=(recipe, dataset, tmp_path, begun, end)
     )
     other.start()
-    begun.wait()
+    assert begun.wait(60)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     in_use = pytest.raises(BlockingIOError, match="another process is training in")
     with in_use:
         next(train(recipe, Backend("numpy"), dataset, folder))
     with in_use:
         folder.create(recipe, Backend("numpy"), overwrite=True)
+    longer = ("--resume", "--epochs", "6", "--out", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "scripts/train.py", "network1", "--backend", "numpy", *longer],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "another process is training in" in done.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
     other.kill()
     other.join()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -191,7 +192,9 @@ def test_attention_maps_take_a_picture(run, checkpoint, pictures, tmp_path):
 
 
 def test_summary_knows_presets_recipes_and_checkpoints(run, checkpoint, capsys):
-    for network, parameters in (("b16", "86,567,656"), (checkpoint, "2,729")):
+    plain = shutil.copy(checkpoint, checkpoint.with_name("plain"))
+    expected = ("b16", "86,567,656"), (checkpoint, "2,729"), (Path(plain).name, "2,729")
+    for network, parameters in expected:
         assert run("summary", network) == 0
         assert parameters in capsys.readouterr().out
     assert run("summary", "network2", "--json", "-") == 0
@@ -210,7 +213,21 @@ def test_plot_curves_names_runs_by_what_tells_them_apart(run, tmp_path, capsys):
     assert "named twice" in one_line(capsys)
 
 
-def test_show_batch_draws_what_both_backends_train_on(run, tmp_path):
+@pytest.fixture
+def shown(monkeypatch):
+    """What a sheet of a batch is drawn of, most recent last."""
+    calls = []
+    figure = sheets.batch_sheet
+
+    def sheet(stored, given, labels, title):
+        calls.append((stored, given))
+        return figure(stored, given, labels, title)
+
+    monkeypatch.setattr(sheets, "batch_sheet", sheet)
+    return calls
+
+
+def test_show_batch_draws_what_both_backends_train_on(run, shown, tmp_path):
     recipe = tmp_path / "mixed.toml"
     recipe.write_text(
         """
@@ -224,9 +241,15 @@ def test_show_batch_draws_what_both_backends_train_on(run, tmp_path):
     )
     assert run("show_batch", recipe, "--epoch", 2, "--count", 11) == 0
     assert is_picture(tmp_path / "batch.png")
+    opened = recipes.load(recipe)
+    part, _ = split_data(opened, open_data(opened))
+    images = next(open_stream(opened, part).epoch(1)).images[:11]
+    ((_, given),) = shown
+    # Levels are whole numbers again.
+    assert np.abs(given / 255 - (images * part.std + part.mean)).max() < 0.5001 / 255
 
 
-def test_show_batch_leaves_out_the_images_to_validate_with(run, tmp_path, monkeypatch):
+def test_show_batch_leaves_out_the_images_to_validate_with(run, shown, tmp_path):
     recipe = tmp_path / "held.toml"
     recipe.write_text(
         """
@@ -238,19 +261,12 @@ def test_show_batch_leaves_out_the_images_to_validate_with(run, tmp_path, monkey
         optimizer = { name = "adamw", lr = 0.001 }
         """
     )
-    shown = []
-
-    def sheet(stored, given, labels, title):
-        shown.append(stored)
-        return figure(stored, given, labels, title)
-
-    figure = sheets.batch_sheet
-    monkeypatch.setattr(sheets, "batch_sheet", sheet)
     assert run("show_batch", recipe, "--count", 30) == 0
     opened = recipes.load(recipe)
     part, _ = split_data(opened, open_data(opened))
     rows = next(open_stream(opened, part).epoch(0)).indices
-    assert np.array_equal(shown[0], part.images[rows])
+    ((stored, _),) = shown
+    assert np.array_equal(stored, part.images[rows])
 
 
 BAD = [
@@ -267,8 +283,12 @@ BAD = [
         "has 2 classes, the network 10",
     ),
     (
-        ("evaluate", "large.safetensors", "--backend", "numpy"),
-        "image_size of mnist-subset must be 28, got (14, 14)",
+        ("evaluate", "clothes.safetensors", "--backend", "numpy"),
+        "clothes.safetensors knows the class 'shirt' where mnist-subset has '0'",
+    ),
+    (
+        ("evaluate", "smaller.safetensors", "--backend", "numpy"),
+        "mnist-subset has images of 28×28, got image_size=(14, 14)",
     ),
     (
         ("evaluate", "model.safetensors", "--backend", "numpy", "--json", "no/x.json"),
@@ -299,9 +319,11 @@ def test_bad_input_is_answered_with_one_line(
     data = checkpoint.read_bytes()
     (tmp_path / "damaged.safetensors").write_bytes(data[: len(data) // 2])
     small = VisionTransformer(preset("network1", depth=1, image_size=14))
-    save(tmp_path / "large.safetensors", small, metadata={"data": "mnist-subset"})
+    save(tmp_path / "smaller.safetensors", small, metadata={"data": "mnist-subset"})
     bare = VisionTransformer(preset("network1", depth=1))
     save(tmp_path / "bare.safetensors", bare)
+    clothes = {"data": "mnist-subset", "class_names": ["shirt", *"123456789"]}
+    save(tmp_path / "clothes.safetensors", bare, metadata=clothes)
     pictures[0].rename(tmp_path / "picture.png")
     for name in ("f/cat", "f/dog"):
         (tmp_path / name).mkdir(parents=True)
