@@ -104,7 +104,7 @@ def _answer(arguments: list[str]) -> int:
         )
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:
         return _refuse(str(error))
     except Exception as error:
         # Libraries that clean up when interrupted may fail at it, and hide why.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from parity.data.folder import eight_bit
+from parity.data.folder import eight_bit, on_ground
 from parity.data.pillow import pillow
 from vit_numpy.config import check_choice
 
@@ -175,9 +175,7 @@ def _opaque(picture: Picture, style: str, steps: list[str]) -> Picture:
     # White strokes on nothing would vanish on white.
     name = "black" if style != "photo" and brightness > 127 else "white"
     steps.append(f"transparent parts made {name}")
-    ground = pillow("Image", _USER).new("RGBA", picture.size, name)
-    result: Picture = pillow("Image", _USER).alpha_composite(ground, picture)
-    return result.convert("RGB")
+    return on_ground(picture, name, pillow("Image", _USER))
 
 
 def _photo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_numpy.checkpoint import write_atomically
 from vit_numpy.config import check_choice
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,
     "axes.edgecolor": "#AEB4BA",
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -233,7 +236,7 @@ def run_curves(
     ValueError
         If no step is recorded.
     """
-    return compare_runs({name: metrics}, smooth)
+    return compare_runs({name: metrics}, smooth, title=f"{name}: loss and accuracy")
 
 
 def compare_runs(
@@ -242,13 +245,14 @@ def compare_runs(
     by: str = "auto",
     log_loss: bool | None = None,
     groups: Mapping[str, str] | None = None,
+    title: str = "Loss and accuracy",
 ) -> Any:
     """Draw loss and accuracy of several runs on one pair of axes.
 
     Lines are the mean of the training batches over a window around each, which does not
-    lag behind them; a run by itself has the batches too, thin. Dots are the test images
-    after each epoch. Lines of earlier runs are wider, to be seen beneath later ones
-    that lie on them.
+    lag behind them; a run by itself has the batches too, thin. Dotted are the test
+    images after each epoch. Lines of earlier runs are wider, to be seen beneath later
+    ones that lie on them.
 
     Parameters
     ----------
@@ -264,7 +268,9 @@ def compare_runs(
         twentieth: what comes later would be flat.
     groups : dict of str to str, optional
         The group of each run, such as its backend. Runs of a group have one colour and
-        one entry in the legend; by default each run is a group.
+        one entry in the legend; if they are as long as each other, their mean is drawn,
+        and as a band from which value to which they go. By default each is a group.
+    title : str
 
     Returns
     -------
@@ -299,32 +305,45 @@ def compare_runs(
         faint = (
             0.22 if max(len(curve.steps) for curve in curves.values()) < 2000 else 0.1
         )
-        span = 1.0
-        for i, (group, curve) in enumerate(zip(names, curves.values(), strict=True)):
+        span, top = 1.0, 0.0
+        lines = [
+            (group, bundle)
+            for group, of_group in members.items()
+            for bundle in _bundles(of_group)
+        ]
+        for i, (group, bundle) in enumerate(lines):
             colour = colours[group]
-            above = len(curves) - 1 - i if len(members) == len(curves) else 0
-            width = 1.1 + 0.6 * min(above, 3)
-            window = smooth or max(1, len(curve.steps) // 50)
-            x, x_test = curve.places(per_epoch)
-            for axes, values, tested in (
-                (loss_axes, curve.loss, curve.test_loss),
-                (accuracy_axes, 100 * curve.accuracy, 100 * curve.test_accuracy),
+            width = 1.1 + 0.6 * min(len(lines) - 1 - i, 3)
+            window = smooth or max(1, len(bundle[0].steps) // 50)
+            x, x_test = bundle[0].places(per_epoch)
+            for axes, key, unit in (
+                (loss_axes, "loss", 1),
+                (accuracy_axes, "accuracy", 100),
             ):
-                mean = centred_mean(values, window)
+                values = unit * np.stack([getattr(curve, key) for curve in bundle])
+                tested = unit * np.stack(
+                    [getattr(curve, f"test_{key}") for curve in bundle]
+                )
+                means = np.stack([centred_mean(row, window) for row in values])
                 if single:
-                    axes.plot(x, values, color=colour, lw=0.5, alpha=faint)
+                    axes.plot(x, values[0], color=colour, lw=0.5, alpha=faint)
+                if len(bundle) > 1:
+                    low, high = means.min(axis=0), means.max(axis=0)
+                    axes.fill_between(x, low, high, color=colour, lw=0, alpha=0.25)
+                mean, test = means.mean(axis=0), tested.mean(axis=0)
                 if axes is loss_axes:
-                    span = max(span, _span(mean), _span(tested))
+                    span = max(span, _span(mean), _span(test))
+                    top = max(top, *np.nan_to_num([means.max(), *test], posinf=0.0))
                 axes.plot(x, mean, color=colour, lw=width)
-                if len(tested):
+                if len(test):
                     axes.plot(
                         x_test,
-                        tested,
+                        test,
                         color=INK if single else colour,
                         lw=1.3,
                         ls=(0, (1, 1.4)),
                         marker="o",
-                        ms=4 if len(tested) < 40 else 2,
+                        ms=4 if len(test) < 40 else 2.6,
                         markeredgecolor="white",
                         markeredgewidth=0.5,
                         zorder=3,
@@ -340,7 +359,8 @@ def compare_runs(
             loss_axes.yaxis.set_minor_formatter("{x:g}")
             loss_axes.yaxis.grid(which="minor")
         else:
-            loss_axes.set_ylim(bottom=0)
+            # A few batches at the start may lie far above all that matters.
+            loss_axes.set_ylim(0, 1.06 * top or None)
         floor = _accuracy_floor(curves.values())
         accuracy_axes.set_ylabel(f"accuracy, from {floor}%" if floor else "accuracy")
         accuracy_axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}%")
@@ -351,20 +371,25 @@ def compare_runs(
         figure.legend(
             loc="outside upper left",
             handlelength=1.2,
-            title="Loss and accuracy",
+            title=title,
             alignment="left",
             title_fontproperties={"weight": "bold", "size": 11},
         )
         figure.align_ylabels()
-        line = "training batches, thin as they were, bold their running mean"
-        if not single:
-            line = "running mean of training batches"
-        figure.supxlabel(
-            f"line: {line}   ·   dots: test images after each epoch",
-            fontsize=8,
-            color=FAINT,
-        )
+        notes = ["line: running mean of training batches"]
+        if single:
+            notes = ["thin: training batches", "bold: their running mean"]
+        if any(len(bundle) > 1 for _, bundle in lines):
+            notes = ["line: training batches, mean of the runs", "band: least to most"]
+        notes.append("dotted: test images after each epoch")
+        figure.supxlabel("   ·   ".join(notes), fontsize=8, color=FAINT)
     return figure
+
+
+def _bundles(members: Sequence[_Curve]) -> list[list[_Curve]]:
+    """Return the runs of a group together if they are as long, else one by one."""
+    lengths = {(len(curve.steps), len(curve.epochs)) for curve in members}
+    return [list(members)] if len(lengths) == 1 else [[curve] for curve in members]
 
 
 @dataclass(frozen=True)
@@ -431,9 +456,9 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
                 axes.annotate(
                     recipe,
                     places[0],
-                    xytext=(-7, 0) if beside else (0, 6),
+                    xytext=(-7, 0) if beside else (2, 5),
                     textcoords="offset points",
-                    ha="right" if beside else "center",
+                    ha="right",
                     va="center" if beside else "bottom",
                     fontsize=8,
                 )
@@ -472,6 +497,7 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
             title_fontproperties={"weight": "bold", "size": 11},
         )
         rows[-1].set_xlabel("minutes of training")
+        figure.supylabel("test accuracy", fontsize=9)
     return figure
 
 
@@ -499,6 +525,7 @@ class _Curve:
     step_of_epoch: NDArray[np.int64]
     test_loss: NDArray[np.float64]
     test_accuracy: NDArray[np.float64]
+    validation_accuracy: NDArray[np.float64]
 
     @classmethod
     def of(cls, name: str, records: Sequence[Mapping[str, Any]]) -> Self:
@@ -520,6 +547,7 @@ class _Curve:
             np.array(column(epochs, "step"), np.int64),
             np.array(column(epochs, "test_loss"), np.float64),
             np.array(column(epochs, "test_accuracy"), np.float64),
+            np.array(column(epochs, "validation_accuracy"), np.float64),
         )
 
     def places(
@@ -539,15 +567,21 @@ class _Curve:
 
     @property
     def result(self) -> str:
-        """The last test accuracy, and the best where that is another."""
+        """The last test accuracy, and that of the best epoch where it is another."""
         if not len(self.epochs):
             return f"step {self.steps[-1]}, no epoch finished yet"
         if not self.tests:
             return f"epoch {self.epochs[-1]}, not tested yet"
         last, epoch = self.tests[-1]
-        text = f"{last:.2%} of the test images right after epoch {epoch}"
-        best, epoch = max(self.tests, key=lambda test: test[0])
-        return text if best == last else f"{text} (best {best:.2%}, epoch {epoch})"
+        text = f"{last:.2%} of the test images after epoch {epoch}"
+        if np.isfinite(self.validation_accuracy).any():
+            best = int(np.nanargmax(self.validation_accuracy))
+            return (
+                f"{text} ({self.test_accuracy[best]:.2%} after epoch "
+                f"{self.epochs[best]}, the best by validation)"
+            )
+        most, epoch = max(self.tests, key=lambda test: test[0])
+        return text if most == last else f"{text} (best {most:.2%}, epoch {epoch})"
 
 
 def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -584,7 +618,7 @@ def _result(group: str, members: Sequence[_Curve]) -> str:
     if len(last) < len(members) or len(epochs) > 1:
         return text
     shares = ", ".join(f"{accuracy:.2%}" for accuracy, _ in last)
-    return f"{text} · {shares} of the test images right after epoch {epochs.pop()}"
+    return f"{text} · {shares} of the test images after epoch {epochs.pop()}"
 
 
 def _span(values: NDArray[np.float64]) -> float:
@@ -596,10 +630,14 @@ def _span(values: NDArray[np.float64]) -> float:
 
 
 def _accuracy_floor(curves: Iterable[_Curve]) -> int:
-    """Return where the axis of accuracy begins, in percent: below every test result."""
-    tested = [x for curve in curves for x in curve.test_accuracy.tolist()]
-    lowest = min((x for x in tested if math.isfinite(x)), default=0.0)
-    return math.floor(lowest * 20) * 5 if lowest >= 0.8 else 0
+    """Return where the axis of accuracy begins, in percent.
+
+    That is below nine in ten test results, where these are above one half.
+    """
+    tested = np.concatenate([curve.test_accuracy for curve in curves])
+    tested = tested[np.isfinite(tested)]
+    low = float(np.quantile(tested, 0.1, method="lower")) if len(tested) else 0.0
+    return math.floor(low * 20) * 5 if low >= 0.5 else 0
 
 
 def check_matplotlib() -> None:
@@ -636,7 +674,13 @@ def styled() -> Iterator[Any]:
         yield figures.Figure
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure to a file of the kind that its name says, and make its folder."""
+def save(figure: Any, path: Path, **options: Any) -> None:
+    """Write a figure to a file of the kind that its name says, and make its folder.
+
+    The file is whole or as it was before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    # Letters that the font lacks are drawn as boxes, which the picture itself shows.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        write_atomically(path, lambda part: figure.savefig(part, **options))

@@ -55,6 +55,7 @@ def _answer(
         FloatingPointError,
         ModuleNotFoundError,
         OSError,
+        OverflowError,
         TypeError,
         ValueError,
     ) as error:

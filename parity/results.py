@@ -16,7 +16,13 @@ from typing import Any, Self
 
 from parity import recipes
 from parity.files import write_json
-from parity.plots import Timed, accuracy_against_time, compare_runs, read_metrics
+from parity.plots import (
+    Timed,
+    accuracy_against_time,
+    compare_runs,
+    read_metrics,
+    save,
+)
 from parity.training import BACKENDS, RECIPE_FILE
 
 PUBLISHED_SECONDS = {"network1": 278, "network2": 5354, "network3": 23187}
@@ -158,7 +164,7 @@ class Result:
             records = read_metrics(path)
         except FileNotFoundError:
             return None
-        epochs = [record for record in records if record["kind"] == "epoch"]
+        epochs = [record for record in records if record.get("kind") == "epoch"]
         if not epochs:
             return None
         last = epochs[-1]
@@ -214,7 +220,7 @@ class Results:
                 held = json.loads(path.read_text("utf-8"))
                 runs, self.failed = held["runs"], dict(held.get("failed", {}))
                 self.by_name = {name: Result(**run) for name, run in runs.items()}
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path} holds no results ({error}); move it out of the way"
                 ) from None
@@ -283,8 +289,8 @@ def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
             metrics[name] = read_metrics(runs / name)
             packages[name] = "NumPy" if r.backend == "numpy" else "PyTorch"
     if metrics:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compare_runs(metrics, groups=packages).savefig(path, dpi=110)
+        title = f"{recipe} on {results.of(recipe)[0].data}: loss and accuracy"
+        save(compare_runs(metrics, groups=packages, title=title), path, dpi=110)
 
 
 def draw_times(results: Results, path: Path) -> None:
@@ -299,8 +305,7 @@ def draw_times(results: Results, path: Path) -> None:
                 data = found[0].data
                 timed.append(Timed(recipe, backend, data, minutes, accuracy, threads))
     if timed:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        accuracy_against_time(timed).savefig(path, dpi=110)
+        save(accuracy_against_time(timed), path, dpi=110)
 
 
 def _means(results: Sequence[Result]) -> tuple[float, float]:
@@ -507,6 +512,11 @@ def _pictures(results: Results, pictures: str) -> Iterator[str]:
     shown = [name for name in _RECIPES if results.of(name)]
     if shown:
         yield "## Curves"
+        yield (
+            "Training is scored as it goes: with dropout, augmented images and "
+            "smoothed labels where the recipe has them. Testing has none of these, and "
+            "so may have the lower loss."
+        )
         for name in shown:
             yield f"### {name}"
             yield f"![Loss and accuracy of {name}]({pictures}/{name}.png)"

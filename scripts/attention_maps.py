@@ -13,6 +13,7 @@ answer_interrupts()
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from parity.pictures import prepare
 from parity.plots import check_matplotlib, save
 from parity.sheets import attention_sheet
 from parity.training import Backend
+from vit_numpy.checkpoint import write_atomically
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     flow = rollout(weights, network.config)[0]
     title = f"{name}: what {reader(network.config)} attends to"
     save(attention_sheet(image, heads, flow, title), args.out / "attention.png")
-    np.savez(args.out / "attention.npz", heads=heads, rollout=flow, image=image)
+    write_atomically(
+        args.out / "attention.npz",
+        partial(np.savez, heads=heads, rollout=flow, image=image),
+    )
     print(
         f"{len(heads)} blocks of {heads.shape[1]} heads, in {args.backend} -> "
         f"{args.out / 'attention.png'}, {args.out / 'attention.npz'}"

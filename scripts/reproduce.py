@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     for name in args.only or ():
         if name not in recipes.names():
             raise unknown_name("recipe", name, recipes.names())
+    if "folder-224" in (args.only or ()) and args.folder is None:
+        raise ValueError("folder-224 takes your own pictures; add --folder PATH")
     jobs = [
         job
         for job in plan(folder=args.folder is not None)

@@ -44,6 +44,7 @@ from parity.training import (
     open_stream,
     split_data,
     train,
+    warmup_advice,
 )
 from vit_numpy.finetune import MODES
 
@@ -140,11 +141,17 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set needs KEY=VALUE, got {item!r}")
+        key = key.strip()
+        if args.source and key.startswith("model.") and "drop" not in key:
+            raise ValueError(
+                f"--from takes its network from the file, got --set {item}; "
+                "leave one of them out"
+            )
         try:
-            chosen[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            chosen[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             # Quotes that a shell has taken away are not asked for again.
-            chosen[key.strip()] = text
+            chosen[key] = text
     return chosen
 
 
@@ -163,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
         folder.check_backend(backend)
     else:
         recipe = recipe.replace(changes(args))
+        folder.check_free(overwrite=args.overwrite)
     dataset = open_data(recipe)
     recipe = fitted(recipe, dataset)
     backend.prepare()
@@ -170,22 +178,27 @@ def run(args: argparse.Namespace) -> int:
         backend.set_threads(args.threads)
     part, validation = split_data(recipe, dataset)
     steps = len(open_stream(recipe, part))
+    advice = warmup_advice(recipe, steps)
+    if advice and recipe.schedule.decay in ("cosine", "linear"):
+        raise ValueError(advice)
+    images = f"{len(part):,} images, {len(dataset.test):,} to test with"
+    if validation:
+        images += f", {len(validation):,} to validate with"
     if not args.resume:
         # What cannot be trained must not take the place of a run.
         folder.check_source(recipe)
         build_trainer(recipe, backend, build_model(recipe, backend), steps)
-        folder.create(recipe, backend, overwrite=args.overwrite)
-    elif recipe != folder.reopen():
-        with folder.held():
-            folder.write_recipe(recipe)
-    images = f"{len(part):,} images, {len(dataset.test):,} to test with"
-    if validation:
-        images += f", {len(validation):,} to validate with"
-    print(
-        f"{recipe.name} in {backend.name} on {recipe.data} ({images}) -> {folder.path}",
-        flush=True,
-    )
-    with StopSignals() as signals:
+        next(open_stream(recipe, part).epoch(0))
+    with folder.held(), StopSignals() as signals:
+        if args.resume:
+            lengthen(folder, recipe)
+        else:
+            folder.create(recipe, backend, overwrite=args.overwrite)
+        print(
+            f"{recipe.name} in {backend.name} on {recipe.data} ({images}) "
+            f"-> {folder.path}" + (f"\n{advice}" if advice else ""),
+            flush=True,
+        )
         records = train(
             recipe,
             backend,
@@ -236,6 +249,19 @@ def to_resume(
                 f"got {after[key]!r}; resume it with the same settings"
             )
     return new
+
+
+def lengthen(folder: RunFolder, recipe: recipes.Recipe) -> None:
+    """Let the run in a folder have the recipe's epochs, and say what follows."""
+    old = folder.reopen()
+    if recipe == old:
+        return
+    decay = recipe.schedule.decay
+    if decay in ("cosine", "linear"):
+        print(
+            f"the {decay} decay, begun for {old.epochs} epochs, ends with the new ones"
+        )
+    folder.write_recipe(recipe)
 
 
 def follow(records: Any, step: Step, steps: int) -> Epoch:

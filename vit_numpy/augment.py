@@ -1,6 +1,7 @@
 """Augmentation of a batch of images, by parameters that were drawn before."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -296,11 +297,17 @@ def check_images(images: Images, count: int) -> None:
 
 
 def check_mixing(transforms: Sequence[Mixing]) -> None:
-    """Raise unless every transform is a MixUp or a CutMix."""
+    """Raise unless every transform is a MixUp or a CutMix that meets some images."""
     for transform in transforms:
         if not isinstance(transform, MixUp | CutMix):
             raise TypeError(
                 f"transforms must be MixUp or CutMix, got {type(transform).__name__}"
+            )
+    for earlier, later in pairwise(transforms):
+        if earlier.p == 1:
+            raise ValueError(
+                f"{type(earlier).__name__} with p=1 mixes every image, and leaves none "
+                f"to {type(later).__name__}; give it p=0.5"
             )
 
 

@@ -4,6 +4,7 @@ This file is the same, byte for byte, in `vit_numpy` and `vit_torch`.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -293,7 +294,7 @@ def check_number(name: str, value: Any) -> None:
     """Raise unless `value` is a finite real number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {name}={value!r}")
-    if not float("-inf") < value < float("inf"):
+    if not -sys.float_info.max <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {name}={value}")
 
 

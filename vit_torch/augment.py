@@ -5,6 +5,7 @@ Each image goes through the functionals of torchvision's transforms v2.
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -327,11 +328,17 @@ def check_images(images: Tensor, count: int) -> None:
 
 
 def check_mixing(transforms: Sequence[Mixing]) -> None:
-    """Raise unless every transform is a MixUp or a CutMix."""
+    """Raise unless every transform is a MixUp or a CutMix that meets some images."""
     for transform in transforms:
         if not isinstance(transform, MixUp | CutMix):
             raise TypeError(
                 f"transforms must be MixUp or CutMix, got {type(transform).__name__}"
+            )
+    for earlier, later in pairwise(transforms):
+        if earlier.p == 1:
+            raise ValueError(
+                f"{type(earlier).__name__} with p=1 mixes every image, and leaves none "
+                f"to {type(later).__name__}; give it p=0.5"
             )
 
 

@@ -421,8 +421,9 @@ def _parse(path: AnyPath, text: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
         written = header["format"]
-        if not isinstance(header["config"], dict):
-            raise TypeError("config is no object")
+        for key in ("config", *sorted(header.keys() & {"metadata", "preprocessing"})):
+            if not isinstance(header[key], dict):
+                raise TypeError(f"{key} is no object")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: the header entry {HEADER!r} cannot be read ({error!r}); "

@@ -216,7 +216,7 @@ class Affine:
         The angle is uniform in [-degrees, degrees], counter-clockwise.
     fraction : float in [0, 1], default 0.1
         Largest shift to either side, as a share of width and height; whole pixels.
-    scale : (float, float) above 0, default (0.9, 1.1)
+    scale : (float, float) in [0.01, 100], default (0.9, 1.1)
         Smallest and largest magnification.
     shear : float in [0, 60], default 0
         The horizontal shear is uniform in [-shear, shear] degrees.
@@ -237,7 +237,7 @@ class Affine:
     def __post_init__(self) -> None:
         _check_between("degrees", self.degrees, 0, 180)
         _check_between("fraction", self.fraction, 0, 1)
-        _check_scale("scale", self.scale, math.inf)
+        _check_scale("scale", self.scale, 100, 0.01)
         _check_between("shear", self.shear, 0, 60)
 
     def draw(
@@ -567,13 +567,15 @@ def _check_between(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must be in [{low}, {high}], got {name}={value}")
 
 
-def _check_scale(name: str, value: Any, most: float) -> None:
-    """Raise unless `value` is a pair of rising numbers above 0, up to `most`."""
+def _check_scale(name: str, value: Any, most: float, least: float = 0) -> None:
+    """Raise unless `value` is a pair of rising numbers above 0, in [least, most]."""
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name} must be a pair of numbers, got {name}={value!r}")
     for number in value:
         check_positive(name, number)
         _check_most(name, number, most)
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {name}={number}")
     if value[0] > value[1]:
         raise ValueError(
             f"{name} must be a smallest and a largest value, got {name}={value}"

@@ -110,6 +110,8 @@ class FolderImages:
         try:
             with image_module.open(path) as file:
                 picture = eight_bit(ops.exif_transpose(file), image_module)
+                if picture.has_transparency_data:
+                    picture = on_ground(picture, "white", image_module)
                 picture = picture.convert("RGB" if channels == 3 else "L")
                 bicubic = image_module.Resampling.BICUBIC
                 picture = ops.fit(picture, (width, height), method=bicubic)
@@ -141,6 +143,14 @@ def eight_bit(picture: "Picture", image_module: Any) -> "Picture":
     if "transparency" in picture.info:
         return picture.convert("RGBA")
     return picture
+
+
+def on_ground(picture: "Picture", colour: str, image_module: Any) -> "Picture":
+    """Put a picture with transparent parts on a ground of one colour."""
+    picture = picture.convert("RGBA")
+    ground = image_module.new("RGBA", picture.size, colour)
+    opaque: Picture = image_module.alpha_composite(ground, picture)
+    return opaque.convert("RGB")
 
 
 def list_classes(folder: Path) -> dict[str, list[Path]]:

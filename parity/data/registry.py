@@ -226,16 +226,22 @@ class Dataset:
         ValueError
             If the fraction is out of range or a class has a single image.
         """
-        kept, held_out = stratified_split(
-            self.train_labels, fraction, seed, self.class_names
-        )
-        train = self.train.take(kept)
-        statistics = ChannelStatistics(train.images)
-        validation = self.train.take(held_out)
-        return (
-            replace(train, statistics=statistics),
-            replace(validation, statistics=statistics),
-        )
+        if (fraction, seed) not in self._splits:
+            kept, held_out = stratified_split(
+                self.train_labels, fraction, seed, self.class_names
+            )
+            train, validation = self.train.take(kept), self.train.take(held_out)
+            statistics = ChannelStatistics(train.images)
+            self._splits[fraction, seed] = (
+                replace(train, statistics=statistics),
+                replace(validation, statistics=statistics),
+            )
+        return self._splits[fraction, seed]
+
+    @cached_property
+    def _splits(self) -> dict[tuple[float, int], tuple[Part, Part]]:
+        # Kept, as their mean and std may take a pass over thousands of pictures.
+        return {}
 
 
 def stratified_split(

@@ -114,6 +114,8 @@ class ScheduleSpec:
     ----------
     warmup_steps : int, default 0
         Optimizer steps over which the learning rate rises to its full value.
+    warmup_epochs : int, default 0
+        In place of steps: for data of any size.
     decay : {'constant', 'step', 'cosine', 'linear'}, default 'constant'
     drop_after : tuple of int, default ()
         Epochs after which a step decay multiplies the rate by `drop_factor`, in order.
@@ -123,6 +125,7 @@ class ScheduleSpec:
     """
 
     warmup_steps: int = 0
+    warmup_epochs: int = 0
     decay: str = "constant"
     drop_after: tuple[int, ...] = ()
     drop_factor: float = 0.1
@@ -130,6 +133,13 @@ class ScheduleSpec:
 
     def __post_init__(self) -> None:
         check_int("schedule.warmup_steps", self.warmup_steps, 0)
+        check_int("schedule.warmup_epochs", self.warmup_epochs, 0)
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError(
+                "a warm-up has steps or epochs, got schedule.warmup_steps="
+                f"{self.warmup_steps}, schedule.warmup_epochs={self.warmup_epochs}; "
+                "set one of them to 0"
+            )
         check_choice("schedule.decay", self.decay, DECAYS)
         _check_factor("schedule.drop_factor", self.drop_factor)
         check_number("schedule.floor", self.floor)
@@ -153,6 +163,10 @@ class ScheduleSpec:
                 "schedule.drop_after belong to decay='step' and to it alone, "
                 f"got decay={self.decay!r}, drop_after={list(self.drop_after)}"
             )
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """Return the steps of the warm-up."""
+        return self.warmup_steps or self.warmup_epochs * steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +312,8 @@ class Recipe:
         check_choice("init", self.init, METHODS)
         if not isinstance(self.zero_head, bool):
             raise TypeError(f"zero_head must be true or false, got {self.zero_head!r}")
+        if any("\ud800" <= sign <= "\udfff" for sign in self.data):
+            raise ValueError(f"data must be named in UTF-8, got {self.data!a}")
         check_rate("label_smoothing", self.label_smoothing)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)

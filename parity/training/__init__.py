@@ -17,6 +17,7 @@ from parity.training.setup import (
     open_data,
     open_stream,
     split_data,
+    warmup_advice,
 )
 from parity.training.stopping import StopSignals, TrainingStopped, exit_status
 
@@ -42,4 +43,5 @@ __all__ = [
     "predict",
     "split_data",
     "train",
+    "warmup_advice",
 ]

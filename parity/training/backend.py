@@ -128,7 +128,7 @@ def _check_device(device: str) -> None:
     """Raise unless torch can compute on a device."""
     torch = _torch()
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"device {device!r} cannot be used ({str(error).splitlines()[0]}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,18 @@ def _first_bad(model: Any, backend: Backend, images: NDArray[Any]) -> str:
     """
     if backend.name == "torch":
         model.eval()
-    tensors: dict[str, Any] = dict(model.named_parameters())
     with np.errstate(all="ignore"):
-        tensors |= model.intermediates(backend.array(images, backend.dtype(model)))
+        found = model.intermediates(backend.array(images, backend.dtype(model)))
+    return (
+        first_not_finite(dict(model.named_parameters()), backend)
+        or first_not_finite(found, backend)
+        or "logits"
+    )
+
+
+def first_not_finite(tensors: Mapping[str, Any], backend: Backend) -> str | None:
+    """Name the first of some tensors that holds an infinity, or what is no number."""
     for name, tensor in tensors.items():
         if not np.isfinite(backend.numpy(tensor)).all():
             return name
-    return "logits"
+    return None

@@ -38,6 +38,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._is_held = False
 
     @property
     def checkpoint(self) -> Path:
@@ -69,15 +70,8 @@ class RunFolder:
         BlockingIOError
             If another process trains in it.
         """
-        if self.path.is_file():
-            raise FileExistsError(f"{self.path} is a file; choose a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
         with self.held():
-            if any(self.path.iterdir()) and not overwrite:
-                raise FileExistsError(
-                    f"{self.path} is not empty; choose another folder, "
-                    "--resume the run in it, or --overwrite it"
-                )
+            self.check_free(overwrite=overwrite)
             for path in (self.checkpoint, self.best, self.curves, self.metrics):
                 path.unlink(missing_ok=True)
             self.write_recipe(recipe)
@@ -89,10 +83,24 @@ class RunFolder:
             }
             self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
 
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raise if the folder holds anything, and may not be overwritten.
+
+        Raises
+        ------
+        FileExistsError
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+            raise FileExistsError(
+                f"{self.path} is not empty; choose another folder, "
+                "--resume the run in it, or --overwrite it"
+            )
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from training in the folder meanwhile.
+        """Make the folder, and keep other processes from training in it meanwhile.
 
+        Within itself it does nothing more.
         The system lets the folder go when this process ends, however that comes, and
         those that it has forked: no lock is left behind.
 
@@ -100,8 +108,21 @@ class RunFolder:
         ------
         BlockingIOError
             If another process trains in it.
+        FileExistsError
+            If there is a file of this name.
+        ValueError
+            If the path is not UTF-8, as the file's headers and pictures are.
         """
+        if self._is_held:
+            yield
+            return
+        if any("\ud800" <= sign <= "\udfff" for sign in str(self.path)):
+            raise ValueError(f"{str(self.path)!a} is no path in UTF-8; choose another")
+        if self.path.is_file():
+            raise FileExistsError(f"{self.path} is a file; choose a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDONLY)
+        self._is_held = True
         try:
             if not _lock(descriptor):
                 raise BlockingIOError(
@@ -110,6 +131,7 @@ class RunFolder:
                 )
             yield
         finally:
+            self._is_held = False
             os.close(descriptor)
 
     def clear_leftovers(self) -> None:
@@ -235,7 +257,7 @@ def _is_before(line: str, epochs: int, steps: int) -> bool:
     if record is None:
         return False
     if record["kind"] == "epoch":
-        return bool(record["epoch"] <= epochs)
+        return bool(record.get("epoch", 0) <= epochs)
     return bool(record.get("step", 0) <= steps)
 
 

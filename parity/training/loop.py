@@ -19,7 +19,7 @@ from parity.data import Batch, Dataset, Part
 from parity.recipes import Recipe
 from parity.scores import Scores
 from parity.training.backend import Backend
-from parity.training.evaluation import evaluate
+from parity.training.evaluation import evaluate, first_not_finite
 from parity.training.folder import RunFolder
 from parity.training.setup import (
     build_model,
@@ -331,7 +331,20 @@ class _Training:
         )
 
     def save(self) -> None:
-        """Save the training state."""
+        """Save the training state, if it is one to go on from.
+
+        Raises
+        ------
+        FloatingPointError
+            If a weight is not finite; the last good checkpoint stays.
+        """
+        weights = dict(self.model.named_parameters())
+        bad = first_not_finite(weights, self.backend)
+        if bad is not None:
+            raise FloatingPointError(
+                f"the update of step {self.trainer.steps} left {bad!r} not finite; "
+                f"{self.folder.last_good(self._saved_step)}"
+            )
         self.checkpoint.save_training(
             self.folder.checkpoint,
             self.trainer,

@@ -29,6 +29,12 @@ def open_data(recipe: Recipe) -> Dataset:
         if recipe.data.startswith("folder:"):
             own = recipe.finetune.image_size
             size = config.image_hw if own is None else (own, own)
+        elif recipe.finetune.image_size is not None:
+            raise ValueError(
+                "finetune.image_size is for the pictures of folder:PATH, got "
+                f"finetune.image_size={recipe.finetune.image_size} for {recipe.data}; "
+                "leave it out"
+            )
         else:
             size = None
     dataset = load_data(recipe.data, image_size=size, channels=config.in_chans)
@@ -97,6 +103,19 @@ def check_fit(dataset: Dataset, config: Any) -> None:
         raise ValueError(
             f"{dataset.name} has no test images; give it test_images and test_labels"
         )
+
+
+def warmup_advice(recipe: Recipe, steps_per_epoch: int) -> str:
+    """Say what to do if the learning rate would rise to the end, else nothing."""
+    total = recipe.epochs * steps_per_epoch
+    warmup = recipe.schedule.warmup(steps_per_epoch)
+    if warmup < total:
+        return ""
+    return (
+        f"the warm-up of {warmup} steps takes the whole training of {total}; take more "
+        f"epochs, or --set schedule.warmup_steps={total // 10} "
+        "--set schedule.warmup_epochs=0"
+    )
 
 
 def open_stream(recipe: Recipe, part: Part, prefetch: int = 0) -> BatchStream:
@@ -194,7 +213,7 @@ def build_trainer(
     }
     plan = recipe.schedule
     schedule = backend.module("schedule").Schedule(
-        warmup=plan.warmup_steps,
+        warmup=plan.warmup(steps_per_epoch),
         decay=plan.decay,
         total=recipe.epochs * steps_per_epoch,
         drops=tuple(epoch * steps_per_epoch for epoch in plan.drop_after),

@@ -255,6 +255,12 @@ def test_wrong_use_is_refused_alike(module):
         module.apply(kinds.MixUp(), images, [None, None])
     with pytest.raises(TypeError, match="must be MixUp or CutMix, got PadCrop"):
         module.Mix([kinds.PadCrop()], 3)
+    with pytest.raises(
+        ValueError, match="MixUp with p=1 mixes every image, and leaves"
+    ):
+        module.Mix([kinds.MixUp(), kinds.CutMix()], 3)
+    with pytest.raises(ValueError, match=r"scale must be at least 0\.01"):
+        kinds.Affine(scale=(1e-300, 1.0))
     with pytest.raises(ValueError, match="num_classes must be at least 1"):
         module.Mix([], 0)
     message = "images must be floating-point to be mixed, got uint8; normalise them"

@@ -187,9 +187,12 @@ def test_photo_covers_the_size_around_its_middle(tmp_path):
     assert "made grey" in grey.steps
 
 
-def test_photo_is_as_a_data_set_of_folders_reads_it(tmp_path):
+@pytest.mark.parametrize("channels", [3, 4])
+def test_photo_is_as_a_data_set_of_folders_reads_it(channels, tmp_path):
+    """Four are red, green, blue and how opaque they are."""
     rng = np.random.default_rng(2)
-    path = saved(rng.integers(0, 256, (50, 70, 3), np.uint8), tmp_path / "p.png")
+    pixels = rng.integers(0, 256, (50, 70, channels), np.uint8)
+    path = saved(pixels, tmp_path / "p.png")
     expected = FolderImages([path], (32, 32), 3).read(path)
     assert np.array_equal(seen(path, "photo", (32, 32), 3).pixels, expected)
 

@@ -78,6 +78,9 @@ def test_results_are_read_back_and_damage_is_named(tmp_path):
     path.write_text('{"runs": {"network1-numpy-0": {"epochs": 3}}}')
     with pytest.raises(ValueError, match="holds no results"):
         Results(path)
+    path.write_text('{"runs": 3}')
+    with pytest.raises(ValueError, match="holds no results"):
+        Results(path)
 
 
 def test_the_page_says_what_was_met_missed_and_left(tmp_path):
@@ -167,9 +170,9 @@ def test_each_recipe_is_named_and_both_backends_are_joined():
     ]
     names = {text.get_text(): text for text in digits.texts}
     assert names.keys() == {"network1", "network1-cosine"}
-    # The worse of two that lie together has its name beside it.
-    assert names["network1"].get_ha() == "right"
-    assert names["network1-cosine"].get_ha() == "center"
+    # The worse of two that lie together has its name beside it, the better one above.
+    assert names["network1"].get_va() == "center"
+    assert names["network1-cosine"].get_va() == "bottom"
     x, y = digits.lines[0].get_data()
     assert (list(x), [round(wrong, 9) for wrong in y]) == ([0.5, 2.0], [3.4, 3.3])
     low, high = digits.get_ylim()
@@ -247,6 +250,8 @@ def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
     assert 0 < (tmp_path / "results" / "mnist-sincos.png").stat().st_size < 150_000
     again = reproduce(tmp_path)
     assert (again.returncode, again.stdout) == (0, "")
+    alone = reproduce(tmp_path, "--only", "folder-224")
+    assert (alone.returncode, "add --folder PATH" in alone.stderr) == (2, True)
     assert "did you mean 'network1'" in reproduce(tmp_path, "--only", "netwrok1").stderr
 
 

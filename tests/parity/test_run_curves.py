@@ -1,6 +1,7 @@
 """Curves show what was recorded, of runs that are finished or not."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,8 +80,7 @@ def test_values_stand_where_they_were_recorded():
     (legend,) = figure.legends
     (text,) = [t.get_text() for t in legend.get_texts()]
     assert text == (
-        "training · 93.00% of the test images right after epoch 3 "
-        "(best 95.00%, epoch 2)"
+        "training · 93.00% of the test images after epoch 3 (best 95.00%, epoch 2)"
     )
     # Tests between 90 and 95 %: the axis is cut, and says so.
     assert figure.axes[1].get_ylim()[0] == 90
@@ -109,7 +109,7 @@ def test_what_is_not_recorded_leaves_a_gap():
     rows[1]["loss"] = None
     figure = run_curves(rows)
     (text,) = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert text == "training · 95.00% of the test images right after epoch 2"
+    assert text == "training · 95.00% of the test images after epoch 2"
     assert np.isnan(line_of(figure, 1, 2)[2, 1])
     assert np.isnan(line_of(figure, 0, 0)[0, 1])
 
@@ -127,16 +127,54 @@ def test_runs_of_a_group_share_a_colour_and_an_entry():
     figure = compare_runs(runs, groups=groups)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == [
-        "NumPy, 2 runs · 93.00%, 93.00% of the test images right after epoch 3",
-        "PyTorch · 93.00% of the test images right after epoch 3 "
-        "(best 95.00%, epoch 2)",
+        "NumPy, 2 runs · 93.00%, 93.00% of the test images after epoch 3",
+        "PyTorch · 93.00% of the test images after epoch 3 (best 95.00%, epoch 2)",
     ]
-    first, _, second, _, third, *_ = (x.get_color() for x in figure.axes[0].lines)
-    assert first == third != second
+    one, _, other, *_ = (line.get_color() for line in figure.axes[0].lines)
+    assert one != other
+    # Two runs as long as each other are one line, half of 1 above the first, in a band.
+    mean, alone = line_of(figure, 0, 0), line_of(figure, 0, 2)
+    assert np.allclose(mean[:, 1] - 0.5, alone[:, 1])
+    (band,) = figure.axes[0].collections
+    low, high = band.get_paths()[0].get_extents().intervaly
+    assert low == pytest.approx(alone[:, 1].min())
+    assert high == pytest.approx(alone[:, 1].max() + 1)
     runs["a1"] = records(epochs=2)
     figure = compare_runs(runs, groups=groups)
     # Accuracies after different epochs do not stand in one list.
     assert figure.legends[0].get_texts()[0].get_text() == "NumPy, 2 runs"
+    assert not figure.axes[0].collections
+
+
+def test_the_best_epoch_is_that_of_the_validation():
+    rows = records()
+    for row in rows:
+        if row["kind"] == "epoch":
+            row["validation_accuracy"] = [0.8, 0.7, 0.9][row["epoch"] - 1]
+    (text,) = [t.get_text() for t in run_curves(rows).legends[0].get_texts()]
+    assert text == (
+        "training · 93.00% of the test images after epoch 3 "
+        "(93.00% after epoch 3, the best by validation)"
+    )
+
+
+def test_names_are_no_formulas_and_pictures_are_whole_or_as_before(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "curves.png"
+    save(run_curves(records(), "a$\\frac$ 猫"), path)
+    before = path.read_bytes()
+
+    def full(self, part, **options):
+        Path(part).write_bytes(before[:99])
+        raise OSError(28, "No space left on device")
+
+    figure = run_curves(records())
+    monkeypatch.setattr(type(figure), "savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(figure, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["curves.png"]
 
 
 def test_a_loss_that_falls_far_is_drawn_on_a_logarithmic_axis():

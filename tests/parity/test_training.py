@@ -1,12 +1,14 @@
 """Runs leave whole files behind, and need no torch in NumPy."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from parity import recipes
 from parity.data import from_arrays
@@ -15,10 +17,13 @@ from parity.training import (
     Epoch,
     RunFolder,
     Step,
+    build_model,
+    build_trainer,
     check_fit,
     open_stream,
     predict,
     train,
+    warmup_advice,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -46,11 +51,11 @@ def dataset():
     return from_arrays(images[:40], labels[:40], images[40:], labels[40:])
 
 
-def run(recipe, backend, dataset, path):
+def run(recipe, backend, dataset, path, **options):
     """Train into a new folder."""
     folder = RunFolder(path)
     folder.create(recipe, Backend.load(backend), overwrite=False)
-    return list(train(recipe, Backend.load(backend), dataset, folder))
+    return list(train(recipe, Backend.load(backend), dataset, folder, **options))
 
 
 def records_of(path):
@@ -108,6 +113,27 @@ def test_a_run_that_diverges_at_once_says_that_there_is_no_checkpoint(
     assert not (tmp_path / "last.safetensors").exists()
     # What was measured before is kept.
     assert [record["kind"] for record in records_of(tmp_path)] == ["run", "step"]
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_an_update_that_overflows_is_not_saved(recipe, dataset, tmp_path):
+    steep = recipe.replace({"optimizer.lr": 1e39, "schedule.warmup_steps": 0})
+    with pytest.raises(FloatingPointError, match=r"step 1 left '.*' not finite; no"):
+        run(steep, "numpy", dataset, tmp_path, save_steps=1)
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_a_warm_up_is_given_in_steps_or_epochs(recipe, dataset):
+    longer = {"schedule.warmup_steps": 0, "schedule.warmup_epochs": 2}
+    assert not warmup_advice(recipe.replace(longer), 3)
+    backend = Backend("numpy")
+    changed = recipe.replace(longer)
+    trainer = build_trainer(changed, backend, build_model(changed, backend), 3)
+    assert trainer.schedule.warmup == 6
+    with pytest.raises(ValueError, match="a warm-up has steps or epochs"):
+        recipe.replace({"schedule.warmup_steps": 1, "schedule.warmup_epochs": 1})
+    advice = warmup_advice(recipe.replace(longer | {"schedule.warmup_epochs": 30}), 3)
+    assert advice.startswith("the warm-up of 90 steps takes the whole training of 9;")
 
 
 def test_folder_in_use_is_refused(recipe, dataset, tmp_path):
@@ -210,11 +236,24 @@ def test_what_cannot_be_trained_takes_no_run_away(tmp_path):
     start = ["scripts/train.py", "network1", "--backend", "numpy", "--out", out, *flags]
     assert program(*start).returncode == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = shutil.copy(out / "best.safetensors", tmp_path)
+    plain = tmp_path / "plain"
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (plain / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 99).save(plain / name)
     for changes, message in [
         (["--set", "optimizer.betas=3"], "betas must be two numbers"),
         (["--set", 'augment=[{name="mixup"},{name="flip"}]'], "must come before MixUp"),
         (["--from", out / "best.safetensors"], "which the run is to start from"),
         (["--save-minutes", "0"], "must be a number of minutes above 0"),
+        (
+            ["--set", "schedule.decay=linear", "--set", "schedule.drop_after=[]"],
+            "the warm-up of 100 steps takes the whole training of 20; take more epochs",
+        ),
+        (["--lr", "1" + 400 * "0"], "must be finite"),
+        (["--data", f"folder:{plain}"], "std must be above 0"),
+        (["--from", other, "--set", "model.depth=7"], "takes its network from the"),
+        (["--from", other, "--image-size", "32"], "for the pictures of folder:PATH"),
     ]:
         done = program(*start, "--overwrite", *changes)
         assert done.returncode == 2, done
@@ -230,4 +269,5 @@ def test_epochs_added_to_a_run_are_those_of_its_recipe(tmp_path):
     assert program(*start, *few, "--epochs", "1").returncode == 0
     done = program(*start, "--resume", "--epochs", "2")
     assert "epoch 2/2" in done.stdout
+    assert "the cosine decay, begun for 1 epochs, ends with the new ones" in done.stdout
     assert "\nepochs = 2\n" in (out / "recipe.toml").read_text("utf-8")
