@@ -46,6 +46,9 @@ _LEAST_CONTRAST = 24
 # would come out grey and broken at 20 pixels.
 _THIN, _USUAL = 0.08, 0.12
 
+# None of 10,000 digits of MNIST fills so much of its box, but for the bar of a 1.
+_SOLID = 0.8
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -118,10 +121,7 @@ def prepare(
     if style == "photo":
         pixels = _photo(picture, image_size, channels, steps)
     else:
-        grey = picture
-        if picture.mode != "L":
-            steps.append("made grey")
-            grey = picture.convert("L")
+        grey = picture if picture.mode == "L" else _grey(picture, steps)
         try:
             field = _on_dark(grey, image_size, style, background, steps)
         except ValueError as error:
@@ -199,6 +199,27 @@ def _photo(
     return pixels.transpose(2, 0, 1)
 
 
+def _grey(picture: Picture, steps: list[str]) -> Picture:
+    """Return a picture in grey, or its clearest channel where greys are alike."""
+    grey = picture.convert("L")
+    if np.ptp(_levels_between(grey)) >= _LEAST_CONTRAST:
+        steps.append("made grey")
+        return grey
+    channels = dict(zip(("red", "green", "blue"), picture.split(), strict=True))
+    name = max(channels, key=lambda name: np.ptp(_levels_between(channels[name])))
+    steps.append(f"its {name} alone, as its greys are alike")
+    return channels[name]
+
+
+def _levels_between(picture: Picture) -> tuple[float, float]:
+    """Return the darkest and the lightest level of a grey picture."""
+    if min(picture.size) > 64:
+        # A single pixel of noise is no contrast.
+        picture = picture.filter(pillow("ImageFilter", _USER).BoxBlur(1))
+    levels = np.asarray(picture, np.float32)
+    return float(levels.min()), float(levels.max())
+
+
 def _on_dark(
     picture: Picture,
     image_size: tuple[int, int],
@@ -213,18 +234,13 @@ def _on_dark(
         working.thumbnail(
             (_WORKING_SIZE, _WORKING_SIZE), pillow("Image", _USER).Resampling.BICUBIC
         )
-    levels = np.asarray(working, np.float32)
-    smooth = levels
-    if min(working.size) > 64:
-        # A single pixel of noise is no contrast.
-        blurred = working.filter(pillow("ImageFilter", _USER).BoxBlur(1))
-        smooth = np.asarray(blurred, np.float32)
-    low, high = float(smooth.min()), float(smooth.max())
+    low, high = _levels_between(working)
     if high - low < _LEAST_CONTRAST:
         raise ValueError(
             f"must show a {style} on a plain background, got one shade of grey "
             f"({low:.0f} to {high:.0f}); use a picture with more contrast"
         )
+    levels = np.asarray(working, np.float32)
     ring = _ring(levels)
     light = background == "light" or (
         background == "auto" and float(np.median(ring)) > (low + high) / 2
@@ -232,33 +248,69 @@ def _on_dark(
     if light:
         steps.append("inverted (it is dark on light)")
         levels = 255 - levels
-        ring = 255 - ring
     if working.size == (width, height) and _fits(levels, style):
         steps.append("otherwise left as it is: it is like those of training")
         return levels.astype(np.uint8)
-    if min(working.size) > 64 and np.ptp(np.percentile(ring, [5, 95])) > 0.15 * (
-        high - low
-    ):
-        steps.append("uneven light taken away")
-        levels = np.maximum(levels - _illumination(levels), 0)
-    else:
-        levels = np.maximum(levels - np.median(ring), 0)
+    levels = _without_ground(levels, high - low, steps)
     if not levels.any():
         raise ValueError(
             f"shows no {style} on a {'light' if light else 'dark'} background; "
             "let the background be found, or name the other one"
         )
+    levels, found = _cut_out(levels, style, picture.width / working.width, steps)
+    if style == "digit":
+        steps += _doubts(found)
+        levels = _thickened(levels, found, steps)
+    return _placed(levels, image_size, style, steps)
+
+
+def _without_ground(levels: Gray, contrast: float, steps: list[str]) -> Gray:
+    """Return light strokes without what they lie on, be that evenly lit or not."""
+    ring = _ring(levels)
+    uneven = np.ptp(np.percentile(ring, [5, 95])) > 0.15 * contrast
+    if min(levels.shape) > 64 and uneven:
+        steps.append("uneven light taken away")
+        return np.maximum(levels - _illumination(levels), 0)
+    return np.maximum(levels - np.median(ring), 0)
+
+
+def _cut_out(
+    levels: Gray, style: str, enlarged: float, steps: list[str]
+) -> tuple[Gray, Mask]:
+    """Return the box of levels around what is shown, and where in it that is."""
     threshold = _otsu(levels)
     found = _main_parts(levels > threshold)
     if style == "digit":
         levels = _strokes(levels, found, threshold)
     box = _bounds(found)
     levels, found = levels[box], found[box]
-    enlarged = picture.width / working.width
-    cut_height, cut_width = (round(n * enlarged) for n in found.shape)
-    steps.append(f"cut out {cut_width}×{cut_height}")
-    if style == "digit":
-        levels = _thickened(levels, found, steps)
+    height, width = (round(n * enlarged) for n in found.shape)
+    steps.append(f"cut out {width}×{height}")
+    return levels, found
+
+
+def _doubts(found: Mask) -> list[str]:
+    """Return what speaks against one digit, in the box in which it was found."""
+    doubts = []
+    if min(found.shape) > 0.5 * max(found.shape) and found.mean() > _SOLID:
+        doubts.append("solid as a sheet of paper: show a digit alone")
+    inked = found.any(axis=0)
+    for gap in np.flatnonzero(~inked):
+        sides = found[:, :gap], found[:, gap:]
+        if all(
+            np.ptp(np.flatnonzero(side.any(axis=1))) > 0.6 * len(found)
+            for side in sides
+        ):
+            doubts.append("like two digits side by side: show one at a time")
+            break
+    return doubts
+
+
+def _placed(
+    levels: Gray, image_size: tuple[int, int], style: str, steps: list[str]
+) -> NDArray[np.uint8]:
+    """Return what was cut out, scaled into the middle of a field (H, W)."""
+    height, width = image_size
     share = _DIGIT_BOX if style == "digit" else 1.0
     side = max(1, round(share * min(height, width)))
     scale = side / max(levels.shape)

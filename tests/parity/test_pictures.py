@@ -166,6 +166,28 @@ def test_thin_strokes_are_made_thicker(tmp_path):
     assert thin.pixels.sum() > 0.4 * thick.pixels.sum()
 
 
+def test_colours_as_bright_as_each_other_are_told_apart(tmp_path):
+    ink = np.asarray(seven(255, 0))[..., None] > 127
+    colours = np.where(ink, (60, 135, 60), (200, 60, 60)).astype(np.uint8)
+    prepared = seen(saved(colours, tmp_path / "colours.png"))
+    expected = seen(saved(seven(), tmp_path / "grey.png")).pixels
+    assert alike(prepared.pixels, expected) > 0.99
+    assert "its red alone, as its greys are alike" in prepared.steps
+
+
+def test_what_is_hardly_one_digit_is_doubted(digits, tmp_path):
+    two = np.hstack([np.pad(digit, 4) for digit in digits[:2]])
+    prepared = seen(saved(two.repeat(4, 0).repeat(4, 1), tmp_path / "two.png"))
+    assert "like two digits side by side: show one at a time" in prepared.steps
+    sheet = Image.new("L", (300, 300), 30)
+    sheet.paste(seven().resize((150, 200)), (70, 50))
+    prepared = seen(saved(sheet, tmp_path / "sheet.png"))
+    assert "solid as a sheet of paper: show a digit alone" in prepared.steps
+    for digit in load("mnist-subset").train_images[:, 0]:
+        found = pictures._main_parts(digit > 127)
+        assert not pictures._doubts(found[pictures._bounds(found)])
+
+
 def test_object_fills_the_field(tmp_path):
     picture = Image.new("RGB", (200, 300), "white")
     ImageDraw.Draw(picture).rectangle([60, 100, 139, 259], fill=(40, 90, 60))
