@@ -270,8 +270,10 @@ def _without_ground(levels: Gray, contrast: float, steps: list[str]) -> Gray:
     uneven = np.ptp(np.percentile(ring, [5, 95])) > 0.15 * contrast
     if min(levels.shape) > 64 and uneven:
         steps.append("uneven light taken away")
-        return np.maximum(levels - _illumination(levels), 0)
-    return np.maximum(levels - np.median(ring), 0)
+        levels = levels - _illumination(levels)
+    else:
+        levels = levels - np.median(ring)
+    return levels.clip(0)
 
 
 def _cut_out(
