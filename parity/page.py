@@ -171,7 +171,10 @@ def _summary(
         (f"{sum(r.examples for r in results):,}", "cases"),
         (f"{sums['comparisons']:,}", "comparisons"),
         (f"{sums['failures']:,}", "failure" if sums["failures"] == 1 else "failures"),
-        (number(sums["max_bound_used"]), "of the error bound used at most"),
+        (
+            number(sums["max_bound_used"]),
+            "of the error bound used at most, by any check",
+        ),
     ]
     if ratios:
         tiles.append((f"{max(ratios):.2f} ×", "PyTorch’s float32 error at most"))
@@ -276,7 +279,8 @@ def _table(results: Sequence[PairResult]) -> str:
     return (
         '<section id="table">\n<h2>The table</h2>\n'
         "<p>Forward, dx and params are the largest shares of the error bound that "
-        "were used; 1 is the limit. Sensitivity is the smallest relative error in one "
+        "were used; 1 is the limit. Other checks, as of strided inputs, may use more. "
+        "Sensitivity is the smallest relative error in one "
         "element that would have been flagged, for the tensor where it is largest. "
         "The error ratio is NumPy’s float32 error in units of PyTorch’s, for the "
         f"tensor where it is largest.</p>\n{grid(header, rows, left=4)}\n</section>"

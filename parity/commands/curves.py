@@ -109,20 +109,24 @@ def measure(
 
 
 def table(comparison: Comparison) -> str:
-    """Return a row each few steps of the run that decides."""
+    """Return a row each few steps of the free run, and of the lockstep beside it."""
     c = comparison
-    curves = c.decisive
+    last = "     drift" if c.verdict is None else "  in lockstep"
     lines = [
-        "  step   loss, NumPy  loss, torch  difference  torch ± 1 ulp     drift",
-        "  " + "─" * 68,
+        f"  step   loss, NumPy  loss, torch  difference  torch ± 1 ulp{last}",
+        "  " + "─" * (58 + len(last)),
     ]
     for step in sorted({-(-c.steps * row // _ROWS) for row in range(1, _ROWS + 1)}):
         i = step - 1
-        ours, theirs = curves.loss["numpy"][i], curves.loss["torch"][i]
+        ours, theirs = c.free.loss["numpy"][i], c.free.loss["torch"][i]
         lines.append(
             f"{step:6}  {ours:12.6f} {theirs:12.6f}  "
-            f"{curves.relative_difference[i]:10.1e}  "
-            f"{c.envelope.difference[i]:13.1e}  {curves.drift[i]:8.1e}"
+            f"{c.free.relative_difference[i]:10.1e}  {c.envelope.difference[i]:13.1e}"
+            + (
+                f"  {c.free.drift[i]:8.1e}"
+                if c.verdict is None
+                else f"  {c.decisive.relative_difference[i]:11.1e}"
+            )
         )
     return "\n".join(lines)
 
