@@ -7,6 +7,14 @@ from collections.abc import Iterable
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """Return the error for `name`, which is none of the `known` names of that kind."""
     known = list(known)
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+    # A name cut short is nearer than one that is merely alike.
+    nearest = [other for other in known if _abbreviates(name.lower(), other)]
+    nearest += difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"
     return ValueError(f"{kind} must be one of {', '.join(known)}, got {name!r}; {hint}")
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Tell whether a name begins alike, and has the letters of the other in order."""
+    letters = iter(name)
+    return short[:2] == name[:2] != "" and all(letter in letters for letter in short)

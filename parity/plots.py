@@ -32,6 +32,8 @@ _METRICS = "metrics.jsonl"
 # Percentages of wrong answers that are marked on a logarithmic axis: none too close.
 _WRONG = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 50)
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 # How far a loss falls before its axis is logarithmic.
 _LOG_FROM = 20
 
@@ -133,17 +135,18 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             color=BAND,
             lw=0,
             alpha=0.7,
-            label="PyTorch against itself, moved by 1 ulp a step",
+            label="PyTorch against itself, moved by 1 ulp a step: largest so far",
         )
         difference = np.maximum(c.free.relative_difference, floor)
-        lower.plot(steps, difference, color=NUMPY, lw=0.6, alpha=0.45)
-        # As the band: the largest so far.
         lower.plot(
             steps,
             np.maximum.accumulate(difference),
             color=NUMPY,
             lw=1.4,
-            label="NumPy against it; thin: each step",
+            label="NumPy against PyTorch: largest so far",
+        )
+        lower.plot(
+            steps, difference, color=NUMPY, lw=0.6, alpha=0.45, label="… at each step"
         )
         if c.diverged_at is not None:
             for axes in (upper, lower):
@@ -159,16 +162,28 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
                 color=ALARM,
             )
         lower.set_yscale("log")
+        lower.yaxis.set_major_formatter(lambda value, _: _power(value))
+        lower.yaxis.set_minor_formatter("")
         lower.set_ylim(bottom=floor)
         lower.set_xlim(1, max(c.steps, 2))
-        lower.set_ylabel("relative difference of\nthe loss, largest so far")
+        lower.set_ylabel("relative difference\nof the loss")
         lower.set_xlabel("step")
         # Above the axes: within them the band or the curve may be anywhere.
         lower.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            borderaxespad=0.2,
+            columnspacing=1.2,
         )
         figure.align_ylabels()
         save(figure, path)
+
+
+def _power(value: float) -> str:
+    """Write a power of ten."""
+    digits = str(round(math.log10(value))).translate(_RAISED)
+    return f"10{digits}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -83,6 +83,10 @@ def confusion_matrix(scores: Scores, title: str) -> Any:
         axes.xaxis.set_label_position("top")
         axes.set_ylabel("true class", labelpad=8)
         if classes <= _MOST_NUMBERS:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_ticks(np.arange(classes + 1) - 0.5, minor=True)
+            axes.tick_params(which="minor", length=0)
+            axes.grid(which="minor", lw=0.6)
             _number_cells(axes, scores, strength[..., 0])
         else:
             axes.text(
@@ -349,10 +353,11 @@ def batch_sheet(
                 captions[i],
                 (0, 0),
                 xycoords="axes fraction",
-                xytext=(0, -3),
+                # The first line of each, at one height whatever its letters.
+                xytext=(0, -9.5 - 8.5 * captions[i].count("\n")),
                 textcoords="offset points",
                 fontsize=6.8,
-                va="top",
+                va="baseline",
                 linespacing=1.25,
             )
         for block in range(blocks):
@@ -440,9 +445,10 @@ def attention_sheet(
 
 
 def _largest(axes: Any, weights: NDArray[Any]) -> None:
-    """Write the largest weight of a map below it."""
+    """Write the largest weight of a map below it, and in even shares."""
+    largest = float(weights.max())
     axes.annotate(
-        _percent(float(weights.max())),
+        f"{_percent(largest)} · {largest * weights.size:.1f}×",
         (0, 0),
         xycoords="axes fraction",
         xytext=(0, -7.5),
@@ -466,8 +472,8 @@ def _scale(figure: Any, left: float, top: float) -> None:
         (
             0,
             1.18,
-            "each map has its own scale;\nits largest weight is below it.\n"
-            "Dark pixels dim the colours.",
+            "each map has its own scale;\nits largest weight is below it,\n"
+            "and how many times that is\nan even share of all patches.",
             FAINT,
         ),
     ):
@@ -493,7 +499,7 @@ def _lit(image: NDArray[np.uint8], weights: NDArray[Any]) -> NDArray[np.uint8]:
     grey = image.mean(axis=0)[..., None] / 255
     colour = _colours(large)
     # Part of the light is the picture's, so that its shapes show through any colour.
-    mixed = colour * (0.6 + 0.4 * grey) + 0.2 * grey * (1 - large[..., None])
+    mixed = colour * (0.8 + 0.2 * grey) + 0.2 * grey * (1 - large[..., None])
     lit = (255 * mixed.clip(0, 1)).round().astype(np.uint8)
     return np.ascontiguousarray(lit.transpose(2, 0, 1))
 

@@ -18,6 +18,7 @@ from parity.data import (
 )
 from parity.data import subset as subset_module
 from parity.data.registry import SUBSET_FILE, read_idx_pair
+from parity.names import unknown_name
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,13 @@ def test_npz_opens_in_plain_numpy_and_is_deterministic(tmp_path):
     with np.load(tmp_path / "x.npz", allow_pickle=False) as opened:
         assert opened.files == ["x"]
         np.testing.assert_array_equal(opened["x"], arrays["x"])
+
+
+def test_what_abbreviates_a_name_is_nearest():
+    known = ["flatten", "attention", "attention_pool"]
+    assert "did you mean 'attention'" in str(unknown_name("layer", "attn", known))
+    assert "did you mean 'flatten'" in str(unknown_name("layer", "flaten", known))
+    assert "choose one of them" in str(unknown_name("layer", "", known))
 
 
 def test_unknown_name():

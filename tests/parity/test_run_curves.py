@@ -224,6 +224,6 @@ def test_a_comparison_shows_the_largest_difference_so_far(tmp_path, monkeypatch)
     plot_comparison(comparison, tmp_path / "curves.png")
     upper, lower = drawn[0].axes
     assert upper.get_ylabel() == "training loss,\nmean of 3 steps"
-    thin, bold = (np.asarray(line.get_ydata()) for line in lower.lines)
+    bold, thin = (np.asarray(line.get_ydata()) for line in lower.lines)
     assert np.array_equal(bold, np.maximum.accumulate(thin))
     assert thin == pytest.approx(1e-13, rel=0.01)
