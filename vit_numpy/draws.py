@@ -15,7 +15,13 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Any, ClassVar, Protocol
 
-from .config import check_choice, check_int, check_number, check_positive, unknown
+from .config import (
+    check_between,
+    check_choice,
+    check_int,
+    check_positive,
+    unknown,
+)
 
 Corner = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -235,10 +241,10 @@ class Affine:
     uniforms: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
-        _check_between("degrees", self.degrees, 0, 180)
-        _check_between("fraction", self.fraction, 0, 1)
+        check_between("degrees", self.degrees, 0, 180)
+        check_between("fraction", self.fraction, 0, 1)
         _check_scale("scale", self.scale, 100, 0.01)
-        _check_between("shear", self.shear, 0, 60)
+        check_between("shear", self.shear, 0, 60)
 
     def draw(
         self, u: Sequence[float], height: int, width: int
@@ -285,7 +291,7 @@ class RandomErasing:
         _check_probability(self.p)
         _check_scale("scale", self.scale, 1)
         _check_scale("ratio", self.ratio, math.inf)
-        _check_between("fill", self.fill, 0, 255)
+        check_between("fill", self.fill, 0, 255)
 
     def draw(self, u: Sequence[float], height: int, width: int) -> Box | None:
         """Return top, left, height and width of the rectangle, if there is one."""
@@ -553,18 +559,12 @@ def _beta(u: Sequence[float], alpha: float) -> float:
 
 
 def _check_probability(p: Any) -> None:
-    _check_between("p", p, 0, 1)
+    check_between("p", p, 0, 1)
 
 
 def _check_most(name: str, value: float, most: float) -> None:
     if value > most:
         raise ValueError(f"{name} must be at most {most}, got {name}={value}")
-
-
-def _check_between(name: str, value: Any, low: float, high: float) -> None:
-    check_number(name, value)
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {name}={value}")
 
 
 def _check_scale(name: str, value: Any, most: float, least: float = 0) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from vit_numpy import parallel
-from vit_numpy.config import check_number, check_positive, unknown
+from vit_numpy.config import check_factor, check_number, check_positive, unknown
 from vit_numpy.module import Array, Grads, Module
 from vit_numpy.workers import shared_empty
 
@@ -88,11 +88,7 @@ def param_groups(
     (layer-wise decay).
     """
     check_weight_decay(weight_decay)
-    check_number("layer_decay", layer_decay)
-    if not 0 < layer_decay <= 1:
-        raise ValueError(
-            f"layer_decay must be in (0, 1], got layer_decay={layer_decay}"
-        )
+    check_factor("layer_decay", layer_decay)
     named = dict(model.named_parameters())
     for name in frozen:
         if not any(lies_in(param, name) for param in named):

@@ -305,6 +305,20 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be above 0, got {name}={value}")
 
 
+def check_factor(name: str, value: Any) -> None:
+    """Raise unless `value` is a number in (0, 1]."""
+    check_number(name, value)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {name}={value}")
+
+
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    """Raise unless `value` is a number from `low` to `high`."""
+    check_number(name, value)
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {name}={value}")
+
+
 def check_rate(name: str, value: Any) -> None:
     """Raise unless `value` is a probability that leaves something: in [0, 1)."""
     check_number(name, value)

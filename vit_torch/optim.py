@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from vit_torch.config import check_number, check_positive, unknown
+from vit_torch.config import check_factor, check_number, check_positive, unknown
 
 
 class ParamGroup(TypedDict):
@@ -83,11 +83,7 @@ def param_groups(
     (layer-wise decay).
     """
     check_weight_decay(weight_decay)
-    check_number("layer_decay", layer_decay)
-    if not 0 < layer_decay <= 1:
-        raise ValueError(
-            f"layer_decay must be in (0, 1], got layer_decay={layer_decay}"
-        )
+    check_factor("layer_decay", layer_decay)
     named = dict(model.named_parameters())
     for name in frozen:
         if not any(lies_in(param, name) for param in named):

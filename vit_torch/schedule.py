@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .config import check_choice, check_int, check_number
+from .config import check_between, check_choice, check_factor, check_int
 
 DECAYS = ("constant", "step", "cosine", "linear")
 
@@ -62,14 +62,8 @@ class Schedule:
     def __post_init__(self) -> None:
         check_int("warmup", self.warmup, 0)
         check_choice("decay", self.decay, DECAYS)
-        check_number("drop_factor", self.drop_factor)
-        if not 0 < self.drop_factor <= 1:
-            raise ValueError(
-                f"drop_factor must be in (0, 1], got drop_factor={self.drop_factor}"
-            )
-        check_number("floor", self.floor)
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be in [0, 1], got floor={self.floor}")
+        check_factor("drop_factor", self.drop_factor)
+        check_between("floor", self.floor, 0, 1)
         if not isinstance(self.drops, list | tuple):
             raise TypeError(
                 f"drops must be a sequence of steps, got drops={self.drops!r}"

@@ -97,15 +97,15 @@ class BatchStream:
         Images a batch, B.
     seed : int
         0 to 2**64 - 1.
-    drop_last : bool
+    drop_last : bool, default False
         Whether to leave out a last batch that is smaller than the others.
-    shuffle : bool
+    shuffle : bool, default True
         Whether to change the order each epoch; if not, it is that of the part.
     augment : sequence of transforms, default ()
         What is done to the images: transforms of `vit_numpy.draws` and
         `parity.data.pixels`, keyed by (seed, epoch, index of the image), so that an
         image is changed in the same way whatever the batch it is in.
-    normalise : bool
+    normalise : bool, default True
         Whether images become float32, less the mean and over the standard deviation;
         if not, they are handed on as they are.
     mean, std : array_like of shape (C,), optional

@@ -18,9 +18,10 @@ from typing import Any, ClassVar, TypeVar
 from parity.data.augment import AUGMENTATIONS, AnyTransform
 from vit_numpy.config import (
     ViTConfig,
+    check_between,
     check_choice,
+    check_factor,
     check_int,
-    check_number,
     check_positive,
     check_rate,
     preset,
@@ -37,13 +38,6 @@ DTYPES = ("float32", "float64")
 
 Table = Mapping[str, Any]
 Spec = TypeVar("Spec", "Recipe", "OptimizerSpec", "ScheduleSpec", "FinetuneSpec")
-
-
-def _check_factor(name: str, value: Any) -> None:
-    """Raise unless `value` is a number in (0, 1]."""
-    check_positive(name, value)
-    if value > 1:
-        raise ValueError(f"{name} must be in (0, 1], got {name}={value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +80,7 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_positive("optimizer.lr", self.lr)
-        _check_factor("optimizer.layer_decay", self.layer_decay)
+        check_factor("optimizer.layer_decay", self.layer_decay)
         others = {name for options in self.OPTIONS.values() for name in options}
         others -= self.options.keys()
         for f in dataclasses.fields(self):
@@ -141,12 +135,8 @@ class ScheduleSpec:
                 "set one of them to 0"
             )
         check_choice("schedule.decay", self.decay, DECAYS)
-        _check_factor("schedule.drop_factor", self.drop_factor)
-        check_number("schedule.floor", self.floor)
-        if not 0 <= self.floor <= 1:
-            raise ValueError(
-                f"schedule.floor must be in [0, 1], got schedule.floor={self.floor}"
-            )
+        check_factor("schedule.drop_factor", self.drop_factor)
+        check_between("schedule.floor", self.floor, 0, 1)
         if not isinstance(self.drop_after, tuple):
             raise TypeError(
                 "schedule.drop_after must be an array of epochs, "
@@ -330,7 +320,7 @@ class Recipe:
                 f"got patience={self.patience}, validation=0; set validation=0.1"
             )
         if self.target is not None:
-            _check_factor("target", self.target)
+            check_factor("target", self.target)
         self.transforms()
         self.config()
 

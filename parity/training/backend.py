@@ -42,6 +42,12 @@ class Backend:
     def load(cls, name: str, **options: Any) -> Self:
         """Import the package of that name.
 
+        Parameters
+        ----------
+        name : {'numpy', 'torch'}
+        **options
+            Attributes other than the name.
+
         Raises
         ------
         ValueError

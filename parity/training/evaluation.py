@@ -24,7 +24,16 @@ def evaluate(
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
 ) -> Scores:
-    """Score a model on every image of a part, normalised as the data is by default.
+    """Score a model on every image of a part.
+
+    Parameters
+    ----------
+    model : VisionTransformer
+        Of the backend's package.
+    backend : Backend
+    part : Part
+    mean, std : array_like of shape (C,), optional
+        To normalise with other values than those of the data's training images.
 
     Raises
     ------
@@ -49,7 +58,18 @@ def predict(
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
 ) -> NDArray[Any]:
-    """Return the logits (N, K) of every image of a part, without dropout."""
+    """Return the logits (N, K) of every image of a part, without dropout.
+
+    Parameters
+    ----------
+    model, backend, part, mean, std
+        As `evaluate`.
+
+    Raises
+    ------
+    ValueError
+        If a picture of a folder cannot be decoded.
+    """
     dtype = backend.dtype(model)
     run = backend.module("train").evaluate
     stream = _stream(part, mean, std)

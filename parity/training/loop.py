@@ -135,6 +135,7 @@ def train(
     backend : Backend
     dataset : Dataset
     folder : RunFolder
+        Made by `create`, or of a run that is to go on.
     stop : callable, optional
         Asked after each step and epoch; true saves the state and stops.
     save_steps : int, optional

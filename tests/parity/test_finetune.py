@@ -63,6 +63,7 @@ def test_positions_are_resized_as_torch_interpolates(mode, old, new):
     ):
         assert got.shape == (1, 2 + new[0] * new[1], 6)
         assert np.array_equal(got[:, :2], table[:, :2])
+        # Float64: sums of up to 49 products near 1, each rounded by 2⁻⁵³.
         np.testing.assert_allclose(got[:, 2:], expected, rtol=0, atol=1e-13)
 
 
@@ -169,6 +170,7 @@ def test_layers_learn_slower_the_deeper_they_lie(twin):
         twin.Trainer(trained, twin.SGD(its_groups, 1.0)).step(*batch(twin))
     start, slow, fast = weights(model_of(twin)), weights(model), weights(plain)
     for name, share in scale.items():
+        # The differences are of float32 weights below 1, each rounded by 2⁻²⁴.
         np.testing.assert_allclose(
             slow[name] - start[name],
             share * (fast[name] - start[name]),

@@ -59,6 +59,7 @@ def test_mimetic_attention_starts_local_in_both():
     for state in (ours.state_dict(), torch_state):
         heads = state["blocks.0.attn.qkv.weight"].reshape(3, 4, 16, 64)
         for q, k in zip(heads[0], heads[1], strict=True):
+            # Both are the diagonal of singular values near 1, by a float32 SVD of 64.
             np.testing.assert_allclose(q @ q.T, k @ k.T, atol=5e-6)
             assert np.trace(q.T @ k) > 0.3 * np.linalg.norm(q) ** 2
         product = state["blocks.0.attn.proj.weight"] @ heads[2].reshape(64, 64)
