@@ -59,7 +59,7 @@ class Scores:
         Precision is the share of the images predicted as the class that belong to it,
         recall the share of its images that were predicted so, F1 their harmonic mean.
         Precision is None where nothing was predicted as the class, recall where nothing
-        belongs to it, F1 where both is so.
+        belongs to it, F1 where both hold.
         """
         rows = []
         for k, name in enumerate(self.class_names):

@@ -334,7 +334,7 @@ def load(
     if image_size is not None and image_size not in (own, own[0]):
         raise ValueError(
             f"{name} has images of {own[0]}×{own[1]}, got image_size={image_size}; "
-            "only the pictures of folder:PATH are resized, choose other data"
+            "choose other data, as only the pictures of folder:PATH are resized"
         )
     return dataset
 

@@ -100,9 +100,9 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Make the folder, and keep other processes from training in it meanwhile.
 
-        Within itself it does nothing more.
         The system lets the folder go when this process ends, however that comes, and
-        those that it has forked: no lock is left behind.
+        those that it has forked: no lock is left behind. A call within another's block
+        does nothing more.
 
         Raises
         ------
