@@ -7,9 +7,11 @@ from collections.abc import Iterable
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """Return the error for `name`, which is none of the `known` names of that kind."""
     known = list(known)
+    small = name.lower()
+    nearest = difflib.get_close_matches(small, known, n=1, cutoff=0.75)
     # A name cut short is nearer than one that is merely alike.
-    nearest = [other for other in known if _abbreviates(name.lower(), other)]
-    nearest += difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+    nearest += [other for other in known if _abbreviates(small, other)]
+    nearest += difflib.get_close_matches(small, known, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of them"
     return ValueError(f"{kind} must be one of {', '.join(known)}, got {name!r}; {hint}")
 

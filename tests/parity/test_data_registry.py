@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parity.data import (
+    NAMES,
     DataNotFoundError,
     cache_folder,
     from_arrays,
@@ -127,6 +128,7 @@ def test_what_abbreviates_a_name_is_nearest():
     known = ["flatten", "attention", "attention_pool"]
     assert "did you mean 'attention'" in str(unknown_name("layer", "attn", known))
     assert "did you mean 'flatten'" in str(unknown_name("layer", "flaten", known))
+    assert "did you mean 'mnist'" in str(unknown_name("data", "mnits", NAMES))
     assert "choose one of them" in str(unknown_name("layer", "", known))
 
 
