@@ -347,7 +347,7 @@ def compare_runs(
                     axes.fill_between(x, low, high, color=colour, lw=0, alpha=0.25)
                 mean, test = means.mean(axis=0), tested.mean(axis=0)
                 if axes is loss_axes:
-                    span = max(span, _span(mean), _span(test))
+                    span = max(span, *map(_span, (*means, *tested)))
                     top = max(top, *np.nan_to_num([means.max(), *test], posinf=0.0))
                 axes.plot(x, mean, color=colour, lw=width)
                 if len(test):
@@ -591,10 +591,10 @@ class _Curve:
         text = f"{last:.2%} of the test images after epoch {epoch}"
         if np.isfinite(self.validation_accuracy).any():
             best = int(np.nanargmax(self.validation_accuracy))
-            return (
-                f"{text} ({self.test_accuracy[best]:.2%} after epoch "
-                f"{self.epochs[best]}, the best by validation)"
-            )
+            best_epoch, accuracy = self.epochs[best], self.test_accuracy[best]
+            if best_epoch == epoch:
+                return f"{text}, the best by validation"
+            return f"{text} ({accuracy:.2%} after {best_epoch}, the best by validation)"
         most, epoch = max(self.tests, key=lambda test: test[0])
         return text if most == last else f"{text} (best {most:.2%}, epoch {epoch})"
 
@@ -647,11 +647,17 @@ def _span(values: NDArray[np.float64]) -> float:
 def _accuracy_floor(curves: Iterable[_Curve]) -> int:
     """Return where the axis of accuracy begins, in percent.
 
-    That is below nine in ten test results, where these are above one half.
+    That is below nine in ten test results and the last half of the training, where
+    these are above one half.
     """
-    tested = np.concatenate([curve.test_accuracy for curve in curves])
-    tested = tested[np.isfinite(tested)]
-    low = float(np.quantile(tested, 0.1, method="lower")) if len(tested) else 0.0
+    low = 1.0
+    for curve in curves:
+        tested = curve.test_accuracy[np.isfinite(curve.test_accuracy)]
+        if not len(tested):
+            return 0
+        late = curve.accuracy[len(curve.accuracy) // 2 :]
+        common = float(np.quantile(tested, 0.1, method="lower"))
+        low = min(low, common, float(np.nanmean(late)))
     return math.floor(low * 20) * 5 if low >= 0.5 else 0
 
 

@@ -152,10 +152,11 @@ def test_the_best_epoch_is_that_of_the_validation():
         if row["kind"] == "epoch":
             row["validation_accuracy"] = [0.8, 0.7, 0.9][row["epoch"] - 1]
     (text,) = [t.get_text() for t in run_curves(rows).legends[0].get_texts()]
-    assert text == (
-        "training · 93.00% of the test images after epoch 3 "
-        "(93.00% after epoch 3, the best by validation)"
-    )
+    shown = "training · 93.00% of the test images after epoch 3"
+    assert text == f"{shown}, the best by validation"
+    rows[-5]["validation_accuracy"] = 0.75
+    (text,) = [t.get_text() for t in run_curves(rows).legends[0].get_texts()]
+    assert text == f"{shown} (90.00% after 1, the best by validation)"
 
 
 def test_names_are_no_formulas_and_pictures_are_whole_or_as_before(
