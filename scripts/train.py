@@ -149,7 +149,7 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
             )
         try:
             chosen[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (RecursionError, tomllib.TOMLDecodeError):
             # Quotes that a shell has taken away are not asked for again.
             chosen[key] = text
     return chosen

@@ -59,7 +59,8 @@ def normalise(
     TypeError
         If the images are of another dtype.
     ValueError
-        If a mean or std is missing for a channel, or a std is not above 0.
+        If a mean or std is missing for a channel, a mean is not finite, or a std not
+        above 0.
     """
     if images.dtype not in (np.uint8, np.float32):
         raise TypeError(
@@ -73,10 +74,12 @@ def normalise(
             f"mean and std must have the shape ({channels},), one value a channel, "
             f"got {mean.shape} and {std.shape}"
         )
+    if not np.isfinite(mean).all():
+        raise ValueError(f"mean must be finite in every channel, got {mean.tolist()}")
     if not (std > 0).all():
         raise ValueError(
             f"std must be above 0 in every channel, got {std.tolist()}; a channel of "
-            "one constant value cannot be normalised, give mean and std yourself"
+            "one value in all images cannot be normalised, take other images"
         )
     # Two passes over the pixels: 255 is folded into the constants, in float64.
     shift = (255 * mean).astype(np.float32)[:, None, None]

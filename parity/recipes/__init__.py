@@ -436,10 +436,13 @@ def load(name: str | Path) -> Recipe:
             f"no recipe file {name}; recipes by name: {', '.join(names())}"
         )
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        # Some editors begin a file with the mark of UTF-8.
+        tables = tomllib.loads(path.read_text("utf-8-sig"))
         return Recipe.from_dict({"name": path.stem} | tables)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not written in UTF-8 ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{name} has arrays within arrays without end") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 

@@ -100,6 +100,8 @@ def test_normalise_per_channel():
         ValueError, match=r"shape \(3,\), one value a channel, got \(1,"
     ):
         normalise(images, mean[:1], std[:1])
+    with pytest.raises(ValueError, match=r"mean must be finite in every channel"):
+        normalise(images, mean * np.nan, std)
     with pytest.raises(ValueError, match=r"std must be above 0 in every channel"):
         normalise(images, mean, std * 0)
 

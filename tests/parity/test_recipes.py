@@ -197,3 +197,9 @@ def test_unknown_names_and_files_are_answered(tmp_path):
     broken.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"broken\.toml is not written in UTF-8"):
         recipes.load(broken)
+    broken.write_text("x = " + 5000 * "[", "utf-8")
+    with pytest.raises(ValueError, match=r"broken\.toml has arrays within arrays"):
+        recipes.load(broken)
+    marked = tmp_path / "marked.toml"
+    marked.write_text(recipes.load("network1").to_toml(), "utf-8-sig")
+    assert recipes.load(marked) == recipes.load("network1")
