@@ -94,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
             names, list(prepared.values()), shares, network.class_names, top
         )
         save(figure, args.show)
+        if args.json != "-":
+            print(f"{len(prepared)} shown in {args.show}")
     return 0 if len(prepared) == len(set(args.picture)) else BAD_INPUT
 
 

@@ -105,9 +105,10 @@ def test_readme_has_an_example_for_each_package() -> None:
         assert f"import {package}" in code or f"from {package}" in code
 
 
-def test_readme_examples_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_examples_run(page: str, tmp_path: Path) -> None:
     """In the order in which they stand, each in the names that those before it left."""
-    code = "\n".join(python_blocks(ROOT / "README.md"))
+    code = "\n".join(python_blocks(ROOT / page))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
