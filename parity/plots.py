@@ -146,7 +146,12 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             label="NumPy against PyTorch: largest so far",
         )
         lower.plot(
-            steps, difference, color=NUMPY, lw=0.6, alpha=0.45, label="… at each step"
+            steps,
+            difference,
+            color=NUMPY,
+            lw=0.6,
+            alpha=0.45,
+            label="NumPy: at each step",
         )
         if c.diverged_at is not None:
             for axes in (upper, lower):
