@@ -1,4 +1,4 @@
-"""Answering an unknown name with the nearest known one."""
+"""Names that people give: the nearest known one, and whether a file can hold them."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,3 +20,8 @@ def _abbreviates(short: str, name: str) -> bool:
     """Tell whether a name begins alike, and has the letters of the other in order."""
     letters = iter(name)
     return short[:2] == name[:2] != "" and all(letter in letters for letter in short)
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a text can be written in UTF-8: no path of other bytes can."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

@@ -226,7 +226,7 @@ class Results:
                 ) from None
 
     def record(self, job: Job, result: Result | None, error: str = "") -> None:
-        """Keep the result of a run or its error, and write the file, whole or not."""
+        """Keep the result of a run, or its error, and write the file at once."""
         self.failed.pop(job.name, None)
         if result is not None:
             self.by_name[job.name] = replace(result, error=error)

@@ -187,7 +187,10 @@ def check_labels(labels: NDArray[Any], batch: int, classes: int) -> None:
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype.name}; cast them")
     if labels.shape != (batch,):
-        raise ValueError(f"labels must have shape ({batch},), got shape {labels.shape}")
+        raise ValueError(
+            f"labels must have shape ({batch},), got shape {labels.shape}; "
+            "give one for each image"
+        )
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(

@@ -110,7 +110,8 @@ def check_labels(labels: Tensor, batch: int, classes: int) -> None:
         raise TypeError(f"labels must be integers, got {dtype_name(labels)}; cast them")
     if labels.shape != (batch,):
         raise ValueError(
-            f"labels must have shape ({batch},), got shape {tuple(labels.shape)}"
+            f"labels must have shape ({batch},), got shape {tuple(labels.shape)}; "
+            "give one for each image"
         )
     # torch compares no unsigned integers of more than 8 bits.
     values = labels.long()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity.data.pillow import pillow
+from parity.names import is_utf8
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -180,7 +181,7 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
         )
     classes = {}
     for name in names:
-        if any("\ud800" <= sign <= "\udfff" for sign in name):
+        if not is_utf8(name):
             raise ValueError(
                 f"the class folder {name!a} in {folder} must have a name in UTF-8, "
                 "which results are written in; rename it"

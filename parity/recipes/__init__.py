@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from parity.data.augment import AUGMENTATIONS, AnyTransform
+from parity.names import is_utf8
 from vit_numpy.config import (
     ViTConfig,
     check_between,
@@ -302,7 +303,7 @@ class Recipe:
         check_choice("init", self.init, METHODS)
         if not isinstance(self.zero_head, bool):
             raise TypeError(f"zero_head must be true or false, got {self.zero_head!r}")
-        if any("\ud800" <= sign <= "\udfff" for sign in self.data):
+        if not is_utf8(self.data):
             raise ValueError(f"data must be named in UTF-8, got {self.data!a}")
         check_rate("label_smoothing", self.label_smoothing)
         if self.clip_norm is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from parity.environment import environment
 from parity.files import clear_leftovers, write_text
+from parity.names import is_utf8
 from parity.recipes import Recipe
 from parity.recipes import load as load_recipe
 from parity.training.backend import Backend
@@ -116,7 +117,7 @@ class RunFolder:
         if self._is_held:
             yield
             return
-        if any("\ud800" <= sign <= "\udfff" for sign in str(self.path)):
+        if not is_utf8(str(self.path)):
             raise ValueError(f"{str(self.path)!a} is no path in UTF-8; choose another")
         if self.path.is_file():
             raise FileExistsError(f"{self.path} is a file; choose a folder")

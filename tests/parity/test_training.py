@@ -100,7 +100,7 @@ def test_checkpoint_predicts_the_same_in_the_other_backend(
         for name in ("numpy", "torch")
     ]
     assert np.array_equal(logits[0].argmax(axis=1), logits[1].argmax(axis=1))
-    # A hundred times the rounding of float32, which the layers' own tests bound.
+    # Far above float32's rounding, 2⁻²⁴, which the layers' own tests bound.
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
 
 
