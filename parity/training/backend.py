@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity.names import unknown_name
+from vit_numpy.allocator import keep_freed_memory
 
 BACKENDS = ("numpy", "torch")
 
@@ -88,6 +90,16 @@ class Backend:
             if f.name != "name" and getattr(self, f.name) != f.default
         }
 
+    @property
+    def accelerator(self) -> str | None:
+        """What it computes on, by name, if that is not the CPU."""
+        if self.device == "cpu":
+            return None
+        if self.device.startswith("cuda"):
+            name: str = _torch().cuda.get_device_name(self.device)
+            return name
+        return self.device
+
     def module(self, name: str) -> Any:
         """Return a module of the package: ``'optim'`` is `vit_numpy.optim`, say."""
         return import_module(f"vit_{self.name}.{name}")
@@ -118,9 +130,18 @@ class Backend:
         return model.to(self.device, getattr(_torch(), dtype))
 
     def prepare(self) -> None:
-        """Set up this process for training, as a program may and a library may not."""
-        if self.name == "numpy":
-            self.module("allocator").keep_freed_memory()
+        """Set up this process for training, as a program may and a library may not.
+
+        Freed memory is kept. On a GPU float32 means all its bits, and every sum has one
+        order, so that a run that is resumed comes out with the same bits.
+        """
+        keep_freed_memory()
+        if self.device.startswith("cuda"):
+            torch = _torch()
+            # By default convolutions round to the 10 bits of TensorFloat-32.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.use_deterministic_algorithms(True)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     def set_threads(self, threads: int) -> None:
         """Let this process compute on so many threads."""

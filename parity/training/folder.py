@@ -80,7 +80,7 @@ class RunFolder:
                 "kind": "run",
                 "backend": backend.name,
                 "options": backend.options,
-                "environment": environment(),
+                "environment": environment() | {"accelerator": backend.accelerator},
             }
             self.metrics.write_text(json.dumps(run) + "\n", encoding="utf-8")
 
