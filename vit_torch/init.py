@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from vit_torch.config import check_choice, check_int, check_positive
 from vit_torch.layers.attention import Attention
+from vit_torch.layers.position import sincos_2d
+from vit_torch.model import VisionTransformer
 
 METHODS = ("trunc_normal", "xavier", "mimetic")
 
@@ -35,7 +37,8 @@ def init_weights(
         `Attention`, so that tokens attend to those like them, and the rest by 'xavier'.
     std : float, default 0.02
         Standard deviation of the normal before it is truncated, which leaves 0.88 of
-        it. Positions and the distillation token are drawn so for any method.
+        it. The distillation token is drawn so for any method, and so are positions
+        but where 'mimetic' has a start for them.
     zero_head : bool, default True
         Start `head` and `head_dist` from zero: every class is equally likely at first.
 
@@ -57,8 +60,9 @@ def init_weights(
         Wproj Wv ≈  0.4 (Z / √D - I)     for all heads together
 
     Singular values cut each into two factors of equal size, of which a head's have the
-    Dh largest. With sine-cosine positions attention is then local from the start.
-    It takes a decomposition of D × D a head, and so is meant for small networks.
+    Dh largest. Learned positions of patches start from `sincos_2d`, if D can have it
+    (another D keeps what is drawn): attention is then local from the start. All this
+    takes a decomposition of D × D a head, and so is meant for small networks.
 
     The values depend on the seed and the parameter's name alone (where singular values
     are taken, on the number of threads too), so that a layer more or less changes no
@@ -104,10 +108,14 @@ def init_weights(
     if method == "mimetic":
         for name, module in model.named_modules():
             if isinstance(module, Attention):
-                _mimetic(module, torch.Generator().manual_seed(_key(seed, name)))
+                _mimetic_attention(
+                    module, torch.Generator().manual_seed(_key(seed, name))
+                )
+            elif isinstance(module, VisionTransformer):
+                _mimetic_positions(module)
 
 
-def _mimetic(layer: Attention, rng: torch.Generator) -> None:
+def _mimetic_attention(layer: Attention, rng: torch.Generator) -> None:
     """Draw the q, k, v and proj of one layer as `init_weights` says."""
     dim = len(layer.proj.weight)
     head_dim = dim // layer.num_heads
@@ -118,6 +126,17 @@ def _mimetic(layer: Attention, rng: torch.Generator) -> None:
         q[rows], k[rows] = left.T, right
     left, right = _factors(0.4, -1.0, dim, dim, rng)
     layer.proj.weight[...], v[...] = left, right
+
+
+def _mimetic_positions(model: VisionTransformer) -> None:
+    """Start the learned positions of patches from sines and cosines."""
+    config = model.config
+    positions = model.pos_embed
+    if positions is None or config.pos_embed != "learned":
+        return
+    if config.dim >= 8 and config.dim % 4 == 0:
+        table = sincos_2d(*config.grid, config.dim)
+        positions[:, -len(table) :] = table
 
 
 def _factors(

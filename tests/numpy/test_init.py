@@ -5,6 +5,7 @@ import pytest
 
 from vit_numpy.config import ViTConfig
 from vit_numpy.init import init_weights
+from vit_numpy.layers import sincos_2d
 from vit_numpy.model import VisionTransformer
 
 FIELDS = dict(
@@ -72,8 +73,40 @@ def test_mimetic_leaves_the_rest_to_xavier():
     for name, value in mimetic.items():
         if name.endswith(("attn.qkv.weight", "attn.proj.weight")):
             assert (value != xavier[name]).all(), name
-        else:
+        elif name != "pos_embed":
             np.testing.assert_array_equal(value, xavier[name], err_msg=name)
+
+
+@pytest.mark.parametrize("pos_prefix", [True, False])
+def test_mimetic_starts_positions_of_patches_from_sines_and_cosines(pos_prefix):
+    one, other = (
+        initialised(method=method, pos_prefix=pos_prefix, image_size=(16, 32))
+        for method in ("mimetic", "xavier")
+    )
+    prefix = 3 if pos_prefix else 0
+    patches = one["pos_embed"][0, prefix:]
+    np.testing.assert_array_equal(patches, sincos_2d(4, 8, 64).astype(np.float32))
+    for state in (one, other):
+        assert state["pos_embed"].shape == (1, prefix + 32, 64)
+    np.testing.assert_array_equal(
+        one["pos_embed"][:, :prefix], other["pos_embed"][:, :prefix]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pos_embed": "none"}, {"pos_embed": "sincos1d"}, {"dim": 62}, {"dim": 4}],
+)
+def test_mimetic_leaves_positions_that_cannot_have_them(changes):
+    one, other = (
+        initialised(method=method, num_heads=2, **changes)
+        for method in ("mimetic", "xavier")
+    )
+    assert one.keys() == other.keys()
+    if "dim" in changes:
+        np.testing.assert_array_equal(one["pos_embed"], other["pos_embed"])
+    else:
+        assert "pos_embed" not in one
 
 
 def test_mimetic_has_the_same_bits_for_any_number_of_threads():

@@ -56,6 +56,8 @@ def test_mimetic_attention_starts_local_in_both():
     numpy_init.init_weights(ours, 0, "mimetic")
     torch_init.init_weights(theirs, 0, "mimetic")
     torch_state = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    positions = ours.pos_embed[:, -64:]
+    np.testing.assert_array_equal(positions, torch_state["pos_embed"][:, -64:])
     for state in (ours.state_dict(), torch_state):
         heads = state["blocks.0.attn.qkv.weight"].reshape(3, 4, 16, 64)
         for q, k in zip(heads[0], heads[1], strict=True):
