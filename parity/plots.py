@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +32,9 @@ _METRICS = "metrics.jsonl"
 
 # Percentages of wrong answers that are marked on a logarithmic axis: none too close.
 _WRONG = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 50)
+
+# How the dots of results are filled that were computed on different things.
+_FILLS = ("full", "none", "left", "right", "top", "bottom")
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -423,8 +427,8 @@ class Timed:
         Of training, from the first step to the last.
     accuracy : float
         Of the test images, from 0 to 1.
-    threads : int
-        How many the steps were made on; 0 if that is not known.
+    where : str
+        On what the steps were made: '2 threads', or the name of an accelerator.
     """
 
     recipe: str
@@ -432,7 +436,7 @@ class Timed:
     data: str
     minutes: float
     accuracy: float
-    threads: int
+    where: str
 
 
 def accuracy_against_time(results: Sequence[Timed]) -> Any:
@@ -454,7 +458,8 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
     panels: dict[str, dict[str, list[Timed]]] = {}
     for result in results:
         panels.setdefault(result.data, {}).setdefault(result.recipe, []).append(result)
-    counts = sorted({result.threads for result in results})
+    places = sorted({result.where for result in results}, reverse=True)
+    fills = dict(zip(places, cycle(_FILLS)))
     with styled() as new_figure:
         heights = [0.9 + 0.35 * len(by_recipe) for by_recipe in panels.values()]
         figure = new_figure(figsize=(7.6, 1 + sum(heights)), layout="constrained")
@@ -464,18 +469,15 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
         for axes, (data, by_recipe) in zip(rows, panels.items(), strict=True):
             first = [_place(members[0]) for members in by_recipe.values()]
             for recipe, members in by_recipe.items():
-                places = [_place(member) for member in members]
-                axes.plot(*zip(*places, strict=True), color=BAND, lw=1)
-                for member, place in zip(members, places, strict=True):
+                spots = [_place(member) for member in members]
+                axes.plot(*zip(*spots, strict=True), color=BAND, lw=1)
+                for member, spot in zip(members, spots, strict=True):
                     colour = NUMPY if member.backend == "numpy" else TORCH
-                    filled = member.threads == counts[-1]
-                    axes.plot(
-                        *place, "o", ms=6, mec=colour, mfc=colour if filled else "white"
-                    )
-                beside = any(_is_just_above(other, places[0]) for other in first)
+                    axes.plot(*spot, color=colour, **_dot(fills[member.where]))
+                beside = any(_is_just_above(other, spots[0]) for other in first)
                 axes.annotate(
                     recipe,
-                    places[0],
+                    spots[0],
                     xytext=(-7, 0) if beside else (2, 5),
                     textcoords="offset points",
                     ha="right",
@@ -498,16 +500,9 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
             axes.set_title(data, loc="left", fontsize=9, weight="bold")
         for name, colour in (("NumPy", NUMPY), ("PyTorch", TORCH)):
             rows[0].plot([], [], "o", color=colour, label=name)
-        if len(counts) > 1:
-            for threads in counts:
-                rows[0].plot(
-                    [],
-                    [],
-                    "o",
-                    mec=INK,
-                    mfc=INK if threads == counts[-1] else "white",
-                    label=f"{threads or 'unknown'} thread{'s' * (threads != 1)}",
-                )
+        if len(places) > 1:
+            for where in places:
+                rows[0].plot([], [], color=INK, label=where, **_dot(fills[where]))
         figure.legend(
             loc="outside upper left",
             ncols=4,
@@ -519,6 +514,11 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
         rows[-1].set_xlabel("minutes of training")
         figure.supylabel("test accuracy", fontsize=9)
     return figure
+
+
+def _dot(fill: str) -> dict[str, Any]:
+    """Return how a result is marked, with its dot filled so."""
+    return {"marker": "o", "ms": 6, "ls": "", "mfcalt": "white", "fillstyle": fill}
 
 
 def _place(result: Timed) -> tuple[float, float]:

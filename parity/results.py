@@ -152,6 +152,12 @@ class Result:
         return f"a trial of {', '.join(trial)}" if trial else ""
 
     @property
+    def accelerator(self) -> str | None:
+        """What computed its steps, if that was not the CPU."""
+        name = self.environment.get("accelerator")
+        return name if isinstance(name, str) else None
+
+    @property
     def threads(self) -> int | None:
         """How many threads its steps were made on; None where none is recorded."""
         threads = self.environment.get(f"{self.backend}_threads")
@@ -301,9 +307,8 @@ def draw_times(results: Results, path: Path) -> None:
             found = [r for r in results.of(recipe, backend) if not r.trial]
             if found:
                 accuracy, minutes = _means(found)
-                threads = found[0].threads or 0
-                data = found[0].data
-                timed.append(Timed(recipe, backend, data, minutes, accuracy, threads))
+                data, where = found[0].data, _where(found)
+                timed.append(Timed(recipe, backend, data, minutes, accuracy, where))
     if timed:
         save(accuracy_against_time(timed), path, dpi=110)
 
@@ -333,7 +338,7 @@ def page(results: Results, pictures: str = "results") -> str:
         "the test images after the last epoch, never of the best one. Times are of "
         "training, with making the batches and without the evaluation after each "
         "epoch: the median epoch's, times their number. Those of different numbers of "
-        "threads are not to be compared.",
+        "threads, or of different machines, are not to be compared.",
         _table(
             ("recipe", "target", "NumPy", "PyTorch", "NumPy, min", "PyTorch, min"),
             [_summary(results, name) for name in _RECIPES if results.of(name)],
@@ -365,16 +370,18 @@ def _summary(results: Results, name: str) -> list[str]:
         if target is not None and not trial:
             verdict = ", met" if accuracy >= target else ", **missed**"
         row.append(f"{accuracy:.2%}{seeds}{verdict}")
-        times.append(f"{minutes:.1f} ({_threads(found)})")
+        times.append(f"{minutes:.1f} ({_where(found)})")
     return row + times
 
 
-def _threads(results: Sequence[Result]) -> str:
-    """Say how many threads some results were made on."""
-    counts = sorted({r.threads or 0 for r in results})
-    if counts == [1]:
-        return "1 thread"
-    return f"{' or '.join(str(count or 'unknown') for count in counts)} threads"
+def _where(results: Sequence[Result]) -> str:
+    """Say which accelerators, or how many threads, some results were made on."""
+    places = sorted({r.accelerator for r in results if r.accelerator})
+    counts = sorted({r.threads or 0 for r in results if not r.accelerator})
+    if counts:
+        numbers = " or ".join(str(count or "unknown") for count in counts)
+        places.append(f"{numbers} thread{'s' * (counts != [1])}")
+    return " or ".join(places)
 
 
 def _same(results: Results) -> Iterator[str]:
@@ -430,7 +437,7 @@ def _speed(results: Results) -> Iterator[str]:
                 [
                     f"`{name}`",
                     f"{published:,} s",
-                    f"{seconds:,.0f} s ({_threads(found)})",
+                    f"{seconds:,.0f} s ({_where(found)})",
                     f"{published / seconds:.1f}",
                     f"≥ {wanted}, {verdict}",
                 ]
@@ -480,7 +487,7 @@ def _machines(results: Results) -> Iterator[str]:
     """Yield what the runs were made on, each machine, versions and threads once."""
     made: dict[str, list[str]] = {}
     for name, result in sorted(results.by_name.items()):
-        machine = f"{_machine(result.environment)}; {_threads([result])}"
+        machine = f"{_machine(result.environment)}; {_where([result])}"
         made.setdefault(machine, []).append(name)
     if made:
         yield "## Machine and versions"

@@ -64,6 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--folder", type=Path, help="pictures for folder-224, a sub-folder a class"
     )
     parser.add_argument("--threads", type=positive, metavar="N")
+    parser.add_argument("--device", help="where torch computes: cuda, cuda:1, mps")
     shorter = parser.add_argument_group("to try it out, in runs/trial")
     shorter.add_argument("--epochs", type=positive, metavar="N", help="fewer")
     shorter.add_argument("--data", metavar="NAME", help="other data")
@@ -148,6 +149,8 @@ def make(
         data = f"folder:{args.folder}" if job.recipe == "folder-224" else args.data
         command += ["--data", data] if data else []
     command += ["--threads", str(args.threads)] if args.threads else []
+    if args.device and job.backend == "torch":
+        command += ["--device", args.device]
     # A kernel that the environment forces would be measured instead of the CPU's own.
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     log = folder.with_suffix(".log")

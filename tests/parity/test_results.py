@@ -106,14 +106,19 @@ def test_the_page_says_what_was_met_missed_and_left(tmp_path):
     assert "Abacus 9, 2 cores; Python 3.12.1, numpy 2.4.6; 2 threads (" in text
 
 
-def test_the_page_says_on_how_many_threads_a_time_was_taken(tmp_path):
+def test_the_page_says_on_what_a_time_was_taken(tmp_path):
     results = Results(tmp_path / "results.json")
     record(results, seconds=60.0)
     record(results, seed=1, seconds=120.0, environment=MACHINE | {"numpy_threads": 1})
     record(results, backend="torch", seconds=60.0)
     before = {k: v for k, v in MACHINE.items() if k != "numpy_threads"}
     record(results, "network2", environment=before, seconds=60.0)
+    on_gpu = MACHINE | {"accelerator": "Abacus 3000"}
+    record(results, "network3", backend="torch", environment=on_gpu, seconds=60.0)
+    record(results, "network3", seconds=60.0)
     text = page(results)
+    assert "| 1.0 (2 threads) | 1.0 (Abacus 3000) |" in text
+    assert "numpy 2.4.6; Abacus 3000 (network3-torch-0)" in text
     assert "| 1.5 (1 or 2 threads) | 1.0 (1 thread) |" in text
     assert "| 1.0 (unknown threads) | – |" in text
     assert "numpy 2.4.6; 1 thread (network1-numpy-1, network1-torch-0)" in text
@@ -155,12 +160,12 @@ def test_accuracies_are_drawn_over_times_but_those_of_trials(tmp_path):
 
 def test_each_recipe_is_named_and_both_backends_are_joined():
     many = [
-        Timed("network1", "numpy", "mnist", 0.5, 0.966, 2),
-        Timed("network1", "torch", "mnist", 2.0, 0.967, 1),
-        Timed("network1-cosine", "numpy", "mnist", 0.5, 0.968, 2),
-        Timed("network3", "numpy", "cifar10", 18.0, 0.77, 2),
-        Timed("folder-224", "numpy", "folder:a", 9.0, 1.0, 0),
-        Timed("folder-224", "torch", "folder:a", 9.0, 1.0, 1),
+        Timed("network1", "numpy", "mnist", 0.5, 0.966, "2 threads"),
+        Timed("network1", "torch", "mnist", 2.0, 0.967, "1 thread"),
+        Timed("network1-cosine", "numpy", "mnist", 0.5, 0.968, "2 threads"),
+        Timed("network3", "numpy", "cifar10", 18.0, 0.77, "2 threads"),
+        Timed("folder-224", "numpy", "folder:a", 9.0, 1.0, "unknown threads"),
+        Timed("folder-224", "torch", "folder:a", 9.0, 1.0, "Abacus 3000"),
     ]
     digits, colours, never_wrong = accuracy_against_time(many).axes
     assert [axes.get_title("left") for axes in (digits, colours, never_wrong)] == [
@@ -173,6 +178,13 @@ def test_each_recipe_is_named_and_both_backends_are_joined():
     # The worse of two that lie together has its name beside it, the better one above.
     assert names["network1"].get_va() == "center"
     assert names["network1-cosine"].get_va() == "bottom"
+    fills = {
+        label.get_text(): handle.get_fillstyle()
+        for legend in never_wrong.figure.legends
+        for label, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+    places = ["unknown threads", "Abacus 3000", "2 threads", "1 thread"]
+    assert len({fills[place] for place in places}) == 4
     x, y = digits.lines[0].get_data()
     assert (list(x), [round(wrong, 9) for wrong in y]) == ([0.5, 2.0], [3.4, 3.3])
     low, high = digits.get_ylim()
