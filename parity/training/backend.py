@@ -93,7 +93,7 @@ class Backend:
     @property
     def accelerator(self) -> str | None:
         """What it computes on, by name, if that is not the CPU."""
-        if self.device == "cpu":
+        if self.device.startswith("cpu"):
             return None
         if self.device.startswith("cuda"):
             name: str = _torch().cuda.get_device_name(self.device)
