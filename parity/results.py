@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from parity import recipes
-from parity.files import write_json
+from parity.files import write_json, write_text
 from parity.plots import (
     Timed,
     accuracy_against_time,
@@ -133,6 +133,11 @@ class Result:
     evaluation_seconds: float
     environment: dict[str, Any]
     error: str = ""
+
+    @property
+    def job(self) -> Job:
+        """The run that it is of."""
+        return Job(self.recipe, self.backend, self.seed)
 
     @property
     def finished(self) -> bool:
@@ -283,17 +288,60 @@ class Results:
         ]
 
 
-def draw_curves(results: Results, recipe: str, runs: Path, path: Path) -> None:
+def keep_curves(results: Results, recipe: str, runs: Path, kept: Path) -> None:
+    """Keep the curves of a recipe's finished runs, thinned, a file a run.
+
+    They stay when the runs are gone, and can be laid beside those of other runs.
+    """
+    for r in results.of(recipe):
+        if (runs / r.job.name).is_dir():
+            records = thinned(read_metrics(runs / r.job.name))
+            lines = [json.dumps(record) for record in records]
+            write_text(_kept(r, kept), "\n".join(lines) + "\n")
+
+
+def thinned(
+    records: Sequence[Mapping[str, Any]], count: int = 200
+) -> list[dict[str, Any]]:
+    """Return the records of a run with means of neighbouring steps in their place.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        As `read_metrics` returns them.
+    count : int, default 200
+        Steps that are left, at most.
+    """
+    steps = [record for record in records if record["kind"] == "step"]
+    size = math.ceil(len(steps) / count)
+    means = []
+    for start in range(0, len(steps), size or 1):
+        part = steps[start : start + size]
+        middle = part[len(part) // 2]
+        means.append(
+            {"kind": "step", "step": middle["step"], "epoch": middle["epoch"]}
+            | {
+                key: round(statistics.fmean(step[key] for step in part), 5)
+                for key in ("loss", "accuracy")
+            }
+        )
+    return [*(dict(r) for r in records if r["kind"] != "step"), *means]
+
+
+def _kept(result: Result, kept: Path) -> Path:
+    return kept / f"{result.job.name}.jsonl"
+
+
+def draw_curves(results: Results, recipe: str, kept: Path, path: Path) -> None:
     """Draw the finished runs of a recipe over each other, in a small picture.
 
-    Results whose runs lie elsewhere have no curve in it.
+    Results whose curves were not kept have none in it.
     """
     metrics, packages = {}, {}
     for r in results.of(recipe):
-        name = Job(r.recipe, r.backend, r.seed).name
-        if (runs / name).is_dir():
-            metrics[name] = read_metrics(runs / name)
-            packages[name] = "NumPy" if r.backend == "numpy" else "PyTorch"
+        if _kept(r, kept).exists():
+            metrics[r.job.name] = read_metrics(_kept(r, kept))
+            packages[r.job.name] = "NumPy" if r.backend == "numpy" else "PyTorch"
     if metrics:
         title = f"{recipe} on {results.of(recipe)[0].data}: loss and accuracy"
         save(compare_runs(metrics, groups=packages, title=title), path, dpi=110)
@@ -321,14 +369,14 @@ def _means(results: Sequence[Result]) -> tuple[float, float]:
     )
 
 
-def page(results: Results, pictures: str = "results") -> str:
+def page(results: Results, folder: Path = Path("results")) -> str:
     """Return the results as a page of Markdown.
 
     Parameters
     ----------
     results : Results
-    pictures : str
-        The folder with the recipes' curves, as seen from the page.
+    folder : Path
+        With the pictures and curves; it lies beside the page.
     """
     parts = [
         "# Results",
@@ -345,10 +393,10 @@ def page(results: Results, pictures: str = "results") -> str:
         ),
         *_same(results),
         *_speed(results),
-        *_against_time(results, pictures),
+        *_against_time(results, folder),
         *_unfinished(results),
         *_machines(results),
-        *_pictures(results, pictures),
+        *_pictures(results, folder),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -451,11 +499,11 @@ def _speed(results: Results) -> Iterator[str]:
         yield _table(("recipe", "published", "here", "times faster", "target"), rows)
 
 
-def _against_time(results: Results, pictures: str) -> Iterator[str]:
+def _against_time(results: Results, folder: Path) -> Iterator[str]:
     """Yield the picture of accuracies over times, where there is one."""
     if any(r.finished and not r.trial for r in results.by_name.values()):
         yield "## Accuracy against training time"
-        yield f"![Test accuracy against training time]({pictures}/{TIMES})"
+        yield f"![Test accuracy against training time]({folder.name}/{TIMES})"
 
 
 def _unfinished(results: Results) -> Iterator[str]:
@@ -515,7 +563,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
     )
 
 
-def _pictures(results: Results, pictures: str) -> Iterator[str]:
+def _pictures(results: Results, folder: Path) -> Iterator[str]:
     shown = [name for name in _RECIPES if results.of(name)]
     if shown:
         yield "## Curves"
@@ -526,7 +574,12 @@ def _pictures(results: Results, pictures: str) -> Iterator[str]:
         )
         for name in shown:
             yield f"### {name}"
-            yield f"![Loss and accuracy of {name}]({pictures}/{name}.png)"
+            yield f"![Loss and accuracy of {name}]({folder.name}/{name}.png)"
+            finished = results.of(name)
+            missing = [r for r in finished if not _kept(r, folder).exists()]
+            if 0 < len(missing) < len(finished):
+                names = ", ".join(f"`{r.job.name}`" for r in missing)
+                yield f"Without a curve, as none was kept: {names}."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

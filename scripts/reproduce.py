@@ -31,6 +31,7 @@ from parity.results import (
     Results,
     draw_curves,
     draw_times,
+    keep_curves,
     page,
     plan,
 )
@@ -124,13 +125,15 @@ def run(args: argparse.Namespace) -> int:
 
 def publish(results: Results, changed: set[str], args: argparse.Namespace) -> None:
     """Write the page, and draw the curves of recipes with new results or no picture."""
-    pictures = args.results.with_suffix("")
+    folder = args.results.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
     for recipe in {result.recipe for result in results.by_name.values()}:
-        path = pictures / f"{recipe}.png"
+        path = folder / f"{recipe}.png"
         if recipe in changed or not path.exists():
-            draw_curves(results, recipe, args.runs, path)
-    draw_times(results, pictures / TIMES)
-    write_text(args.results.with_suffix(".md"), page(results, pictures.name))
+            keep_curves(results, recipe, args.runs, folder)
+            draw_curves(results, recipe, folder, path)
+    draw_times(results, folder / TIMES)
+    write_text(args.results.with_suffix(".md"), page(results, folder))
 
 
 def make(

@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 
 from parity import recipes
-from parity.plots import Timed, accuracy_against_time
+from parity.plots import Timed, accuracy_against_time, read_metrics
 from parity.results import (
     TIMES,
     Job,
     Result,
     Results,
     difference_of_means,
+    draw_curves,
     draw_times,
+    keep_curves,
     page,
     plan,
+    thinned,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +206,44 @@ def test_finished_runs_that_others_made_are_collected(tmp_path):
     assert results.by_name["network1-torch-0"].test_accuracy == 0.9
     assert Results(results.path).by_name.keys() == results.by_name.keys()
     assert results.collect(runs) == results.collect(tmp_path / "none") == []
+
+
+def test_curves_are_kept_thinned_and_drawn_when_the_runs_are_gone(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "results"
+    kept.mkdir()
+    run_folder(runs / "network1-numpy-0", epochs=2)
+    results = Results(tmp_path / "results.json")
+    results.collect(runs)
+    keep_curves(results, "network1", runs, kept)
+    assert read_metrics(kept / "network1-numpy-0.jsonl") == thinned(
+        read_metrics(runs / "network1-numpy-0")
+    )
+    record(results, backend="torch")
+    # A run that is not there any more leaves what was kept of it alone.
+    keep_curves(results, "network1", tmp_path / "none", kept)
+    draw_curves(results, "network1", kept, kept / "network1.png")
+    assert (kept / "network1.png").stat().st_size > 0
+    assert "Without a curve, as none was kept: `network1-torch-0`." in page(
+        results, kept
+    )
+    assert "Without a curve" not in page(results, tmp_path / "none")
+
+
+def test_thinned_steps_are_means_at_the_middle_of_what_they_stand_for():
+    steps = [
+        {"kind": "step", "step": i, "epoch": 1 + (i > 4), "loss": i, "accuracy": 1 / i}
+        for i in range(1, 8)
+    ]
+    others = [{"kind": "run", "backend": "numpy"}, {"kind": "epoch", "epoch": 1}]
+    found = thinned([others[0], *steps[:4], others[1], *steps[4:]], count=3)
+    assert found == [
+        *others,
+        {"kind": "step", "step": 2, "epoch": 1, "loss": 2.0, "accuracy": 0.61111},
+        {"kind": "step", "step": 5, "epoch": 2, "loss": 5.0, "accuracy": 0.20556},
+        {"kind": "step", "step": 7, "epoch": 2, "loss": 7.0, "accuracy": 0.14286},
+    ]
+    assert thinned(others) == others
+    assert len(thinned(steps, count=200)) == 7
 
 
 def test_a_budget_of_nothing_writes_the_page_of_what_is_there(tmp_path):
