@@ -1,6 +1,6 @@
 """The same dropout masks for both backends."""
 
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ class TorchMasks:
     Parameters
     ----------
     source : NumpyMasks
-        Such as ``vit_numpy.masks.KeyedMasks(seed, step)``.
+        Such as ``vit_numpy.masks.KeyedMasks(seed, step)``; with its `at` and `shard`,
+        where a trainer is to ask.
     device : torch.device or str, default 'cpu'
         Where the masks are wanted.
     """
@@ -30,6 +31,16 @@ class TorchMasks:
     def __init__(self, source: NumpyMasks, device: torch.device | str = "cpu") -> None:
         self.source = source
         self.device = device
+
+    def at(self, step: int) -> Self:
+        """Return the source of another training step's masks, for a `Trainer`."""
+        source: Any = self.source
+        return type(self)(source.at(step), self.device)
+
+    def shard(self, start: int, stop: int) -> Self:
+        """Return the source of the same masks for images start:stop of the batch."""
+        source: Any = self.source
+        return type(self)(source.shard(start, stop), self.device)
 
     def keep(self, name: str, shape: tuple[int, ...], p: float) -> Tensor:
         """Return the mask of the layer `name` as a bool tensor."""

@@ -33,7 +33,7 @@ _METRICS = "metrics.jsonl"
 # Percentages of wrong answers that are marked on a logarithmic axis: none too close.
 _WRONG = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 50)
 
-# How the dots of results are filled that were computed on different things.
+# Fills of a dot, one for each thing that results were computed on.
 _FILLS = ("full", "none", "left", "right", "top", "bottom")
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -201,7 +201,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Parameters
     ----------
     path : Path
-        The folder of a run, or its ``metrics.jsonl``.
+        The folder of a run, its ``metrics.jsonl``, or a curve that was kept of it.
 
     Raises
     ------
@@ -274,9 +274,9 @@ def compare_runs(
     """Draw loss and accuracy of several runs on one pair of axes.
 
     Lines are the mean of the training batches over a window around each, which does not
-    lag behind them; a run by itself has the batches too, thin. Dotted are the test
-    images after each epoch. Lines of earlier runs are wider, to be seen beneath later
-    ones that lie on them.
+    lag behind them; a run by itself, of no group, has the batches too, thin. Dotted are
+    the test images after each epoch. Lines of earlier runs are wider, to be seen
+    beneath later ones that lie on them.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def compare_runs(
         name = next(name for name, curve in curves.items() if not len(curve.epochs))
         raise ValueError(f"{name} has finished no epoch yet; use steps")
     per_epoch = finished and by != "step"
-    single = len(curves) == 1
+    single = len(curves) == 1 and groups is None
     names = list(curves) if groups is None else [groups[name] for name in curves]
     members: dict[str, list[_Curve]] = {}
     for group, curve in zip(names, curves.values(), strict=True):
@@ -458,8 +458,8 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
     panels: dict[str, dict[str, list[Timed]]] = {}
     for result in results:
         panels.setdefault(result.data, {}).setdefault(result.recipe, []).append(result)
-    places = sorted({result.where for result in results}, reverse=True)
-    fills = dict(zip(places, cycle(_FILLS)))
+    machines = sorted({result.where for result in results}, reverse=True)
+    fills = dict(zip(machines, cycle(_FILLS)))
     with styled() as new_figure:
         heights = [0.9 + 0.35 * len(by_recipe) for by_recipe in panels.values()]
         figure = new_figure(figsize=(7.6, 1 + sum(heights)), layout="constrained")
@@ -500,8 +500,8 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
             axes.set_title(data, loc="left", fontsize=9, weight="bold")
         for name, colour in (("NumPy", NUMPY), ("PyTorch", TORCH)):
             rows[0].plot([], [], "o", color=colour, label=name)
-        if len(places) > 1:
-            for where in places:
+        if len(machines) > 1:
+            for where in machines:
                 rows[0].plot([], [], color=INK, label=where, **_dot(fills[where]))
         figure.legend(
             loc="outside upper left",
@@ -518,7 +518,9 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
 
 def _dot(fill: str) -> dict[str, Any]:
     """Return how a result is marked, with its dot filled so."""
-    return {"marker": "o", "ms": 6, "ls": "", "mfcalt": "white", "fillstyle": fill}
+    dot = {"marker": "o", "ms": 6, "ls": "", "mfcalt": "white"}
+    # One without a fill would let the line behind it through.
+    return dot | ({"mfc": "white"} if fill == "none" else {"fillstyle": fill})
 
 
 def _place(result: Timed) -> tuple[float, float]:

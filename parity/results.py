@@ -288,16 +288,29 @@ class Results:
         ]
 
 
-def keep_curves(results: Results, recipe: str, runs: Path, kept: Path) -> None:
+def keep_curves(results: Results, recipe: str, runs: Path, kept: Path) -> bool:
     """Keep the curves of a recipe's finished runs, thinned, a file a run.
 
     They stay when the runs are gone, and can be laid beside those of other runs.
+
+    Returns
+    -------
+    bool
+        Whether any was not kept before.
     """
+    new = False
     for r in results.of(recipe):
-        if (runs / r.job.name).is_dir():
-            records = thinned(read_metrics(runs / r.job.name))
-            lines = [json.dumps(record) for record in records]
-            write_text(_kept(r, kept), "\n".join(lines) + "\n")
+        run = runs / r.job.name
+        # Another run may be in its folder by now.
+        if Result.read(r.job, run) != replace(r, error=""):
+            continue
+        lines = [json.dumps(record) for record in thinned(read_metrics(run))]
+        text = "\n".join(lines) + "\n"
+        path = _kept(r, kept)
+        if not path.exists() or path.read_text("utf-8") != text:
+            write_text(path, text)
+            new = True
+    return new
 
 
 def thinned(
@@ -312,20 +325,17 @@ def thinned(
     count : int, default 200
         Steps that are left, at most.
     """
-    steps = [record for record in records if record["kind"] == "step"]
+    steps = [record for record in records if record.get("kind") == "step"]
     size = math.ceil(len(steps) / count)
     means = []
     for start in range(0, len(steps), size or 1):
         part = steps[start : start + size]
         middle = part[len(part) // 2]
-        means.append(
-            {"kind": "step", "step": middle["step"], "epoch": middle["epoch"]}
-            | {
-                key: round(statistics.fmean(step[key] for step in part), 5)
-                for key in ("loss", "accuracy")
-            }
-        )
-    return [*(dict(r) for r in records if r["kind"] != "step"), *means]
+        mean = {"kind": "step", "step": middle["step"], "epoch": middle["epoch"]}
+        for key in ("loss", "accuracy"):
+            mean[key] = float(f"{statistics.fmean(step[key] for step in part):.5g}")
+        means.append(mean)
+    return [*(dict(r) for r in records if r.get("kind") != "step"), *means]
 
 
 def _kept(result: Result, kept: Path) -> Path:
@@ -369,14 +379,14 @@ def _means(results: Sequence[Result]) -> tuple[float, float]:
     )
 
 
-def page(results: Results, folder: Path = Path("results")) -> str:
+def page(results: Results, folder: Path) -> str:
     """Return the results as a page of Markdown.
 
     Parameters
     ----------
     results : Results
     folder : Path
-        With the pictures and curves; it lies beside the page.
+        Holds the pictures and curves; the page is to lie beside it.
     """
     parts = [
         "# Results",

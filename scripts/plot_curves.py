@@ -18,7 +18,10 @@ from parity.plots import compare_runs, read_metrics, save
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=summary_of(__doc__))
     parser.add_argument(
-        "run", type=Path, nargs="+", help="a run's folder, or its metrics.jsonl"
+        "run",
+        type=Path,
+        nargs="+",
+        help="a run's folder, its metrics.jsonl, or a curve that was kept of it",
     )
     parser.add_argument(
         "--out",
@@ -60,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
 def names(paths: list[Path]) -> list[str]:
     """Return the shortest ends of the paths that tell them apart."""
     whole = [path.resolve() for path in paths]
+    # A run is called by its folder, a curve that was kept of one by its file.
     whole = [path.parent if path.name == "metrics.jsonl" else path for path in whole]
+    whole = [p.with_suffix("") if p.suffix == ".jsonl" else p for p in whole]
     if len(set(whole)) < len(whole):
         raise ValueError("a run is named twice; give each once")
     depth = 1

@@ -38,6 +38,7 @@ from parity.results import (
 from parity.training import (
     BACKENDS,
     RECIPE_FILE,
+    Backend,
     StopSignals,
     exit_status,
 )
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             raise unknown_name("recipe", name, recipes.names())
     if "folder-224" in (args.only or ()) and args.folder is None:
         raise ValueError("folder-224 takes your own pictures; add --folder PATH")
+    if args.device:
+        Backend.load(args.backend or "torch", device=args.device)
     jobs = [
         job
         for job in plan(folder=args.folder is not None)
@@ -124,13 +127,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def publish(results: Results, changed: set[str], args: argparse.Namespace) -> None:
-    """Write the page, and draw the curves of recipes with new results or no picture."""
+    """Write the page, and draw the curves of recipes with new ones or no picture."""
     folder = args.results.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in {result.recipe for result in results.by_name.values()}:
         path = folder / f"{recipe}.png"
-        if recipe in changed or not path.exists():
-            keep_curves(results, recipe, args.runs, folder)
+        new = keep_curves(results, recipe, args.runs, folder)
+        if new or recipe in changed or not path.exists():
             draw_curves(results, recipe, folder, path)
     draw_times(results, folder / TIMES)
     write_text(args.results.with_suffix(".md"), page(results, folder))

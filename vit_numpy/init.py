@@ -60,9 +60,10 @@ def init_weights(
         Wproj Wv ≈  0.4 (Z / √D - I)     for all heads together
 
     Singular values cut each into two factors of equal size, of which a head's have the
-    Dh largest. Learned positions of patches start from `sincos_2d`, if D can have it
-    (another D keeps what is drawn): attention is then local from the start. All this
-    takes a decomposition of D × D a head, and so is meant for small networks.
+    Dh largest. Learned positions of patches start from `sincos_2d`, with which
+    attention is local from the start; a D below 8 or no multiple of 4 keeps those that
+    are drawn. The matrices take a decomposition of D × D a head: this is meant for
+    small networks.
 
     The values depend on the seed and the parameter's name alone, so that a layer more
     or less changes no other's. `vit_torch` draws from the same distributions, by its

@@ -16,6 +16,10 @@ from vit_numpy.allocator import keep_freed_memory
 
 BACKENDS = ("numpy", "torch")
 
+# With workspaces of one size cuBLAS adds in one order; torch refuses other values.
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_FIXED_WORKSPACES = (":4096:8", ":16:8")
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -132,16 +136,20 @@ class Backend:
     def prepare(self) -> None:
         """Set up this process for training, as a program may and a library may not.
 
-        Freed memory is kept. On a GPU float32 means all its bits, and every sum has one
-        order, so that a run that is resumed comes out with the same bits.
+        Freed memory is kept. On an NVIDIA GPU nothing is rounded to TensorFloat-32, and
+        sums have one order, so that a run that is resumed comes out with the same bits.
+        To be called before anything is computed there, as some of this is read once.
         """
         keep_freed_memory()
         if self.device.startswith("cuda"):
             torch = _torch()
-            # By default convolutions round to the 10 bits of TensorFloat-32.
             torch.backends.cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
             torch.use_deterministic_algorithms(True)
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            # Nothing here reads what it has not written.
+            torch.utils.deterministic.fill_uninitialized_memory = False
+            if os.environ.get(_WORKSPACE) not in _FIXED_WORKSPACES:
+                os.environ[_WORKSPACE] = _FIXED_WORKSPACES[0]
 
     def set_threads(self, threads: int) -> None:
         """Let this process compute on so many threads."""

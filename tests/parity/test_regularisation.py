@@ -24,16 +24,6 @@ DROPS = dict(
 )  # fmt: skip
 
 
-class SharedMasks(TorchMasks):
-    """NumPy's masks for torch's trainer."""
-
-    def at(self, step):
-        return SharedMasks(self.source.at(step))
-
-    def shard(self, start, stop):
-        return SharedMasks(self.source.shard(start, stop))
-
-
 def trainer_of(twin, dtype="float64", optimizer="AdamW", config=None, **options):
     model = twin.VisionTransformer(twin.ViTConfig(**FIELDS | (config or {})))
     twin.init_weights(model, 0, zero_head=False)
@@ -55,7 +45,7 @@ def pair_of(**options):
             twin = vit_numpy if trainer is ours else vit_torch
             trainer.ema = twin.EMA(trainer.model, trainer.ema.decay)
     if ours.masks is not None:
-        theirs.masks = SharedMasks(ours.masks)
+        theirs.masks = TorchMasks(ours.masks)
     return ours, theirs
 
 
@@ -92,7 +82,7 @@ def test_accumulating_is_the_large_batch_within_its_bound(parts):
     """Loss and gradients of parts are those of one step on the whole, in both twins."""
     trainers = pair_of(dtype="float32", accumulate=parts, config=DROPS)
     images, labels = batch(2, dtype=np.float32)
-    masks = SharedMasks(trainers[0].masks.at(0))
+    masks = TorchMasks(trainers[0].masks.at(0))
     model = trainers[1].model.train()
 
     def loss(images, labels, **parameters):

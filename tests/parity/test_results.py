@@ -75,7 +75,7 @@ def test_results_are_read_back_and_damage_is_named(tmp_path):
     again = Results(path)
     assert again.by_name == results.by_name == {"network1-numpy-0": RESULT}
     assert again.failed == {"network3-numpy-0": "no room"}
-    assert "| `network3` | numpy | 0 | failed: no room |" in page(again)
+    assert "| `network3` | numpy | 0 | failed: no room |" in page(again, tmp_path)
     results.record(Job("network3", "numpy", 0), None)
     assert not Results(path).failed
     path.write_text('{"runs": {"network1-numpy-0": {"epochs": 3}}}')
@@ -95,7 +95,7 @@ def test_the_page_says_what_was_met_missed_and_left(tmp_path):
     few = {"data": "mnist-subset", "epochs": 2, "planned_epochs": 2}
     record(results, "mnist-sincos", **few)
     record(results, "mnist-flat", epochs=7, planned_epochs=36, test_accuracy=0.5)
-    text = page(results)
+    text = page(results, tmp_path / "results")
     # 97.00 and 96.90 %, both above 96.7 %.
     assert "| 97.00% (mean of 3 seeds), met | 96.90% (mean of 3 seeds), met |" in text
     assert "98.29%, **missed** | not run yet" in text
@@ -119,7 +119,7 @@ def test_the_page_says_on_what_a_time_was_taken(tmp_path):
     on_gpu = MACHINE | {"accelerator": "Abacus 3000"}
     record(results, "network3", backend="torch", environment=on_gpu, seconds=60.0)
     record(results, "network3", seconds=60.0)
-    text = page(results)
+    text = page(results, tmp_path / "results")
     assert "| 1.0 (2 threads) | 1.0 (Abacus 3000) |" in text
     assert "numpy 2.4.6; Abacus 3000 (network3-torch-0)" in text
     assert "| 1.5 (1 or 2 threads) | 1.0 (1 thread) |" in text
@@ -154,11 +154,11 @@ def test_accuracies_are_drawn_over_times_but_those_of_trials(tmp_path):
     record(results, "network2", planned_epochs=2, epochs=2)
     draw_times(results, picture)
     assert not picture.exists()
-    assert TIMES not in page(results)
+    assert TIMES not in page(results, tmp_path / "results")
     record(results)
     draw_times(results, picture)
     assert picture.stat().st_size > 0
-    assert f"results/{TIMES}" in page(results)
+    assert f"results/{TIMES}" in page(results, tmp_path / "results")
 
 
 def test_each_recipe_is_named_and_both_backends_are_joined():
@@ -182,7 +182,7 @@ def test_each_recipe_is_named_and_both_backends_are_joined():
     assert names["network1"].get_va() == "center"
     assert names["network1-cosine"].get_va() == "bottom"
     fills = {
-        label.get_text(): handle.get_fillstyle()
+        label.get_text(): (handle.get_fillstyle(), handle.get_markerfacecolor())
         for legend in never_wrong.figure.legends
         for label, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
     }
@@ -214,13 +214,19 @@ def test_curves_are_kept_thinned_and_drawn_when_the_runs_are_gone(tmp_path):
     run_folder(runs / "network1-numpy-0", epochs=2)
     results = Results(tmp_path / "results.json")
     results.collect(runs)
-    keep_curves(results, "network1", runs, kept)
-    assert read_metrics(kept / "network1-numpy-0.jsonl") == thinned(
-        read_metrics(runs / "network1-numpy-0")
-    )
+    assert keep_curves(results, "network1", runs, kept)
+    curve = kept / "network1-numpy-0.jsonl"
+    assert read_metrics(curve) == thinned(read_metrics(runs / "network1-numpy-0"))
+    assert not keep_curves(results, "network1", runs, kept), "nothing is new"
     record(results, backend="torch")
-    # A run that is not there any more leaves what was kept of it alone.
-    keep_curves(results, "network1", tmp_path / "none", kept)
+    # Runs that are gone, or replaced by others, leave what was kept of them alone.
+    before = curve.read_bytes()
+    assert not keep_curves(results, "network1", tmp_path / "none", kept)
+    (runs / "network1-torch-0").mkdir()
+    metrics = runs / "network1-numpy-0" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('y": 0.5,', 'y": 0.6,'))
+    assert not keep_curves(results, "network1", runs, kept)
+    assert curve.read_bytes() == before
     draw_curves(results, "network1", kept, kept / "network1.png")
     assert (kept / "network1.png").stat().st_size > 0
     assert "Without a curve, as none was kept: `network1-torch-0`." in page(
@@ -263,6 +269,23 @@ def test_a_budget_of_nothing_writes_the_page_of_what_is_there(tmp_path):
         "network1-numpy-2",
         "network1-torch-0",
     ]
+    assert {path.stem for path in picture.parent.glob("*.jsonl")} == {
+        "network1-numpy-2",
+        "network1-torch-0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--device", "abacus"), "device 'abacus' cannot be used"),
+        (("--device", "meta", "--backend", "numpy"), "device is of backend 'torch'"),
+    ],
+)
+def test_a_device_is_tried_before_anything_is_run(flags, said, tmp_path):
+    done = reproduce(tmp_path, *flags)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_error_of_a_difference_is_welchs():
@@ -291,8 +314,10 @@ def reproduce(tmp_path, *flags):
 def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
     cut = reproduce(tmp_path, "--backend", "numpy", "--budget", "0.03")
     assert cut.returncode == 0, cut.stderr
-    whole = reproduce(tmp_path)
+    whole = reproduce(tmp_path, "--device", "cpu:0")
     assert whole.returncode == 0, whole.stderr
+    (metrics,) = tmp_path.glob("runs/*-torch-0/metrics.jsonl")
+    assert json.loads(metrics.open().readline())["options"] == {"device": "cpu:0"}
     runs = json.loads((tmp_path / "results.json").read_text("utf-8"))["runs"]
     assert {(r["backend"], r["epochs"], r["steps"]) for r in runs.values()} == {
         ("numpy", 2, 400),

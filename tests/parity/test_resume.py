@@ -62,9 +62,11 @@ def dataset():
 
 def run(recipe, backend, dataset, path, **options):
     folder = RunFolder(path)
+    if isinstance(backend, str):
+        backend = Backend.load(backend)
     if not folder.checkpoint.exists():
-        folder.create(recipe, Backend.load(backend), overwrite=True)
-    return list(train(recipe, Backend.load(backend), dataset, folder, **options))
+        folder.create(recipe, backend, overwrite=True)
+    return list(train(recipe, backend, dataset, folder, **options))
 
 
 def stop_after(steps):
@@ -133,6 +135,35 @@ def test_a_stop_at_any_step_changes_no_bit(backend, stops, recipe, dataset, tmp_
             run(recipe, backend, dataset, tmp_path / "parts", stop=stop_after(steps))
     run(recipe, backend, dataset, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_a_stop_on_a_gpu_changes_no_bit(fused, cuda, recipe, dataset, tmp_path):
+    """Without dropout attention is one fused kernel, which may add in any order."""
+    if fused:
+        drops = {"model.act_drop": 0.0, "model.drop_path": 0.0}
+        recipe = recipe.replace(drops | {"model.dim": 24, "model.patch_size": 2})
+    run(recipe, cuda, dataset, tmp_path / "whole")
+    for steps in (3, 3, 1, 6):
+        with pytest.raises(TrainingStopped):
+            run(recipe, cuda, dataset, tmp_path / "parts", stop=stop_after(steps))
+    run(recipe, cuda, dataset, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_names_its_gpu_and_opens_in_numpy(cuda, recipe, dataset, tmp_path):
+    run(recipe, cuda, dataset, tmp_path)
+    first = records_of(tmp_path)[0]
+    assert first["options"] == {"device": "cuda"}
+    assert first["environment"]["accelerator"] == cuda.accelerator
+    images = np.random.default_rng(0).random((64, 1, 28, 28), np.float32)
+    ours, theirs = (
+        backend.module("checkpoint").from_pretrained(tmp_path / "best.safetensors")
+        for backend in (Backend.load("numpy"), cuda)
+    )
+    logits = cuda.numpy(theirs.to("cuda").eval()(cuda.array(images, "float32")))
+    assert np.array_equal(ours(images).argmax(1), logits.argmax(1))
+    np.testing.assert_allclose(ours(images), logits, rtol=0, atol=1e-5)
 
 
 @backends

@@ -206,8 +206,11 @@ def test_plot_curves_names_runs_by_what_tells_them_apart(run, tmp_path, capsys):
     for name in ("a/run", "b/run"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+    (tmp_path / "b/run-numpy-0.jsonl").write_text(json.dumps(step) + "\n")
     assert run("plot_curves", "a/run", "b/run/metrics.jsonl") == 0
     assert capsys.readouterr().out == "a/run, b/run -> curves.png\n"
+    assert run("plot_curves", "a/run", "b/run-numpy-0.jsonl") == 0
+    assert capsys.readouterr().out == "run, run-numpy-0 -> curves.png\n"
     assert is_picture(tmp_path / "curves.png")
     assert run("plot_curves", "a/run", "a/run") == 2
     assert "named twice" in one_line(capsys)
