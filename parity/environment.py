@@ -43,10 +43,21 @@ def _version(package: str) -> str | None:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = info.read_text(errors="replace").partition("\n\n")[0].splitlines()
+        first = {
+            key.strip(): value.strip()
+            for key, _, value in (line.partition(":") for line in lines)
+        }
+        if "model name" in first:
+            return first["model name"] + _generation(first)
     return platform.processor() or platform.machine()
+
+
+def _generation(cpu: dict[str, str]) -> str:
+    """Tell processors of one name apart, as virtual machines show them."""
+    if "cpu family" not in cpu or "model" not in cpu:
+        return ""
+    return f" (family {cpu['cpu family']}, model {cpu['model']})"
 
 
 def _blas() -> list[dict[str, Any]] | None:

@@ -28,6 +28,8 @@ FAINT = "#767C82"
 ALARM = "#B3261E"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6B6B6B")
 
+_BACKENDS = {"NumPy": NUMPY, "PyTorch": TORCH}
+
 _METRICS = "metrics.jsonl"
 
 # Percentages of wrong answers that are marked on a logarithmic axis: none too close.
@@ -320,7 +322,11 @@ def compare_runs(
     members: dict[str, list[_Curve]] = {}
     for group, curve in zip(names, curves.values(), strict=True):
         members.setdefault(group, []).append(curve)
-    colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(members)}
+    # A backend has its colour by itself too.
+    colours = {
+        group: _BACKENDS.get(group, COLOURS[i % len(COLOURS)])
+        for i, group in enumerate(members)
+    }
     with styled() as new_figure:
         figure = new_figure(
             figsize=(7.6, 5.6 + 0.2 * len(members)), layout="constrained"
@@ -498,7 +504,7 @@ def accuracy_against_time(results: Sequence[Timed]) -> Any:
             axes.xaxis.set_minor_formatter("{x:g}")
             axes.tick_params(which="both", length=3, pad=4)
             axes.set_title(data, loc="left", fontsize=9, weight="bold")
-        for name, colour in (("NumPy", NUMPY), ("PyTorch", TORCH)):
+        for name, colour in _BACKENDS.items():
             rows[0].plot([], [], "o", color=colour, label=name)
         if len(machines) > 1:
             for where in machines:

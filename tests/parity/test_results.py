@@ -227,8 +227,9 @@ def test_curves_are_kept_thinned_and_drawn_when_the_runs_are_gone(tmp_path):
     metrics.write_text(metrics.read_text().replace('y": 0.5,', 'y": 0.6,'))
     assert not keep_curves(results, "network1", runs, kept)
     assert curve.read_bytes() == before
-    draw_curves(results, "network1", kept, kept / "network1.png")
-    assert (kept / "network1.png").stat().st_size > 0
+    picture = kept / "network1.png"
+    draw_curves(results, "network1", kept, picture)
+    assert picture.stat().st_size > 0
     assert "Without a curve, as none was kept: `network1-torch-0`." in page(
         results, kept
     )

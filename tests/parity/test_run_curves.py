@@ -8,6 +8,8 @@ import pytest
 
 from parity.curves import Comparison, Curves, Envelope
 from parity.plots import (
+    NUMPY,
+    TORCH,
     centred_mean,
     compare_runs,
     plot_comparison,
@@ -228,3 +230,12 @@ def test_a_comparison_shows_the_largest_difference_so_far(tmp_path, monkeypatch)
     bold, thin = (np.asarray(line.get_ydata()) for line in lower.lines)
     assert np.array_equal(bold, np.maximum.accumulate(thin))
     assert thin == pytest.approx(1e-13, rel=0.01)
+
+
+def test_a_backend_has_its_colour_alone_as_beside_the_other():
+    colours = {"NumPy": NUMPY, "PyTorch": TORCH}
+    for names in (["PyTorch"], ["NumPy", "PyTorch"]):
+        groups = {name: name for name in names}
+        loss, _ = compare_runs(dict.fromkeys(names, records()), groups=groups).axes
+        shown = [line.get_color() for line in loss.lines[-len(names) :]]
+        assert shown == [colours[name] for name in names]
