@@ -318,7 +318,8 @@ def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
     whole = reproduce(tmp_path, "--device", "cpu:0")
     assert whole.returncode == 0, whole.stderr
     (metrics,) = tmp_path.glob("runs/*-torch-0/metrics.jsonl")
-    assert json.loads(metrics.open().readline())["options"] == {"device": "cpu:0"}
+    first = metrics.read_text("utf-8").splitlines()[0]
+    assert json.loads(first)["options"] == {"device": "cpu:0"}
     runs = json.loads((tmp_path / "results.json").read_text("utf-8"))["runs"]
     assert {(r["backend"], r["epochs"], r["steps"]) for r in runs.values()} == {
         ("numpy", 2, 400),
