@@ -126,6 +126,7 @@ def test_bfloat16_stays_within_its_rounding(cuda):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_trains_alike(cuda):
+    """The compiler's order of operations is another: the losses differ by rounding."""
     plain, compiled = (trainer_on_gpu(torch.float64, compile=c) for c in (False, True))
     pairs = zip(
         steps_of(plain, torch.float64), steps_of(compiled, torch.float64), strict=True
