@@ -104,11 +104,31 @@ class Classifier:
                     f"{other!r}; choose data of the same classes"
                 )
 
-    @property
-    def normalisation(self) -> dict[str, list[float]]:
-        """`mean` and `std` that images were normalised by; empty where unknown."""
-        preprocessing = self.header.get("preprocessing") or {}
-        return {k: preprocessing[k] for k in ("mean", "std") if k in preprocessing}
+    def normalisation(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> dict[str, Sequence[float]]:
+        """Return `mean` and `std` to normalise images by, as `parity.data` takes them.
+
+        Parameters
+        ----------
+        mean, std : sequence of float, optional
+            A value a channel, of values in [0, 1], in place of the file's.
+
+        Raises
+        ------
+        ValueError
+            If neither the file nor the caller says what to normalise by.
+        """
+        known = self.header.get("preprocessing") or {}
+        given = {"mean": mean, "std": std}
+        chosen = known | {k: v for k, v in given.items() if v is not None}
+        if missing := [name for name in given if name not in chosen]:
+            raise ValueError(
+                f"{self.path} does not say by which {' and '.join(missing)} images "
+                f"are normalised; add {' '.join(f'--{name}' for name in missing)}, "
+                "a number a channel"
+            )
+        return {name: chosen[name] for name in given}
 
     def open_data(self, name: str | None = None) -> Dataset:
         """Open a data set by name, or that which the network was trained on.
@@ -139,22 +159,14 @@ class Classifier:
         ----------
         images : ndarray of shape (B, C, H, W), uint8
         mean, std : sequence of float, optional
-            A value a channel, of values in [0, 1], in place of the file's.
+            As `normalisation` takes them.
 
         Raises
         ------
         ValueError
             If neither the file nor the caller says what to normalise by.
         """
-        given = {"mean": mean, "std": std}
-        chosen = self.normalisation | {k: v for k, v in given.items() if v is not None}
-        if missing := [name for name in given if name not in chosen]:
-            raise ValueError(
-                f"{self.path} does not say by which {' and '.join(missing)} images "
-                f"are normalised; add {' '.join(f'--{name}' for name in missing)}, "
-                "a number a channel"
-            )
-        pixels = normalise(images, chosen["mean"], chosen["std"])
+        pixels = normalise(images, **self.normalisation(mean, std))
         return self.backend.array(pixels, self.backend.dtype(self.model))
 
     def logits(self, inputs: Any) -> NDArray[Any]:
@@ -185,7 +197,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Add how a network is opened and shown pictures.
 
     They are `--backend`; `--style` and `--background`, of `parity.pictures.prepare`;
-    `--mean` and `--std`, of `Classifier.inputs`.
+    `--mean` and `--std`.
     """
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numpy", help="default: %(default)s"
@@ -202,6 +214,11 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of a digit or an object (default: what the picture's border shows)",
     )
+    add_normalisation_options(parser)
+
+
+def add_normalisation_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--mean` and `--std`, of `Classifier.normalisation`."""
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}",

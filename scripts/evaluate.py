@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.classifier import Classifier
+from parity.classifier import Classifier, add_normalisation_options
 from parity.data import Dataset
 from parity.files import write_json, write_text
 from parity.plots import check_matplotlib, save
@@ -44,6 +44,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data", metavar="NAME", help="default: what the network was trained on"
     )
+    add_normalisation_options(parser)
     parser.add_argument("--threads", type=positive, metavar="N")
     parser.add_argument(
         "--json",
@@ -78,12 +79,13 @@ def run(args: argparse.Namespace) -> int:
     dataset = network.open_data(args.data)
     check_fit(dataset, network.config)
     network.check_classes(dataset)
+    # Images are normalised as they were in training, whatever they are.
+    normalisation = network.normalisation(args.mean, args.std)
     backend.prepare()
     if args.threads:
         backend.set_threads(args.threads)
-    # Images are normalised as they were in training, whatever they are.
     part = dataset.test
-    logits = predict(network.model, backend, part, **network.normalisation)
+    logits = predict(network.model, backend, part, **normalisation)
     scores = score(logits, part.labels, part.class_names)
     # Files first: whoever reads what is printed may stop reading.
     found = scores.to_dict() | {"predictions": logits.argmax(axis=1).tolist()}

@@ -272,6 +272,7 @@ def test_show_batch_leaves_out_the_images_to_validate_with(run, shown, tmp_path)
     assert np.array_equal(stored, part.images[rows])
 
 
+ON_DIGITS = ("--backend", "numpy", "--data", "mnist-subset")
 BAD = [
     (("show_batch", "network7"), "did you mean 'network"),
     (("evaluate", "none.safetensors", "--backend", "numpy"), "does not exist"),
@@ -284,6 +285,14 @@ BAD = [
     (
         ("evaluate", "model.safetensors", "--backend", "numpy", "--data", "folder:f"),
         "has 2 classes, the network 10",
+    ),
+    (
+        ("evaluate", "bare.safetensors", *ON_DIGITS),
+        "does not say by which mean and std images are normalised; add --mean --std",
+    ),
+    (
+        ("evaluate", "bare.safetensors", *ON_DIGITS, "--std", "0.3"),
+        "by which mean images are normalised; add --mean",
     ),
     (
         ("evaluate", "clothes.safetensors", "--backend", "numpy"),
