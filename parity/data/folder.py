@@ -186,12 +186,14 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
                 f"the class folder {name!a} in {folder} must have a name in UTF-8, "
                 "which results are written in; rename it"
             )
+        of_class = folder / name
         classes[name] = sorted(
             path
-            for path in (folder / name).rglob("*")
+            for path in of_class.rglob("*")
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
-            and not path.name.startswith(".")
+            # Programs keep copies and thumbnails in hidden folders.
+            and not any(p.startswith(".") for p in path.relative_to(of_class).parts)
         )
         if not classes[name]:
             raise ValueError(

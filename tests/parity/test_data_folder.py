@@ -28,6 +28,8 @@ def folder(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "readme.txt").write_text("not a class")
     (tmp_path / "bee" / "notes.txt").write_text("not a picture")
+    save(tmp_path / "bee" / ".thumbnails" / "0.png")
+    save(tmp_path / "bee" / "._0.png")
     return tmp_path
 
 
