@@ -42,6 +42,7 @@ from parity.training import (
     fitted,
     open_data,
     open_stream,
+    refitted,
     split_data,
     train,
     warmup_advice,
@@ -121,8 +122,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def changes(args: argparse.Namespace) -> dict[str, Any]:
+def changes(args: argparse.Namespace, recipe: recipes.Recipe) -> dict[str, Any]:
     """Return the recipe's keys that the command line sets."""
+    tunes = bool(args.source or recipe.finetune)
     flags = {
         "data": args.data,
         "epochs": args.epochs,
@@ -130,7 +132,7 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         "optimizer.lr": args.lr,
         "seed": args.seed,
         "dtype": args.dtype,
-        f"{'finetune' if args.source else 'model'}.image_size": args.image_size,
+        f"{'finetune' if tunes else 'model'}.image_size": args.image_size,
         "finetune.source": args.source,
         "finetune.freeze": args.freeze,
         "finetune.linear_probe": args.linear_probe or None,
@@ -142,10 +144,10 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--set needs KEY=VALUE, got {item!r}")
         key = key.strip()
-        if args.source and key.startswith("model.") and "drop" not in key:
+        if tunes and key.startswith("model.") and "drop" not in key:
             raise ValueError(
-                f"--from takes its network from the file, got --set {item}; "
-                "leave one of them out"
+                "the network is that of the file to start from, "
+                f"got --set {item}; leave it out"
             )
         try:
             chosen[key] = tomllib.loads(f"value = {text}")["value"]
@@ -166,10 +168,10 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipes.load(args.recipe)
     folder = RunFolder(args.out or Path("runs") / f"{recipe.name}-{backend.name}")
     if args.resume:
-        recipe = to_resume(folder, recipe, changes(args))
+        recipe = to_resume(folder, recipe, args)
         folder.check_backend(backend)
     else:
-        recipe = recipe.replace(changes(args))
+        recipe = refitted(recipe.replace(changes(args, recipe)))
         folder.check_free(overwrite=args.overwrite)
     dataset = open_data(recipe)
     recipe = fitted(recipe, dataset)
@@ -231,16 +233,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def to_resume(
-    folder: RunFolder, recipe: recipes.Recipe, changed: dict[str, Any]
+    folder: RunFolder, recipe: recipes.Recipe, args: argparse.Namespace
 ) -> recipes.Recipe:
-    """Return the recipe of the run in a folder, which flags may give more epochs."""
+    """Return the recipe of the run in a folder, with the epochs that flags give it."""
     old = folder.reopen()
     if old.name != recipe.name:
         raise ValueError(
             f"{folder.path} holds a run of {old.name!r}, got recipe {recipe.name!r}; "
             "resume it with its own"
         )
-    new = old.replace(changed)
+    new = old.replace(changes(args, old)).resolved()
     before, after = flat(old.to_dict()), flat(new.to_dict())
     for key in after:
         if key != "epochs" and before.get(key) != after[key]:
@@ -248,6 +250,12 @@ def to_resume(
                 f"{folder.path} was run with {key}={before.get(key)!r}, "
                 f"got {after[key]!r}; resume it with the same settings"
             )
+    done = [r["epoch"] for r in read_metrics(folder.path) if r.get("kind") == "epoch"]
+    if done and new.epochs < done[-1]:
+        raise ValueError(
+            f"{folder.path} was trained for {done[-1]} epochs already, "
+            f"got epochs={new.epochs}; ask for as many or more"
+        )
     return new
 
 

@@ -16,6 +16,7 @@ from parity.training.setup import (
     fitted,
     open_data,
     open_stream,
+    refitted,
     split_data,
     warmup_advice,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "open_data",
     "open_stream",
     "predict",
+    "refitted",
     "split_data",
     "train",
     "warmup_advice",

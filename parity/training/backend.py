@@ -139,6 +139,11 @@ class Backend:
         Freed memory is kept. On an NVIDIA GPU nothing is rounded to TensorFloat-32, and
         sums have one order, so that a run that is resumed comes out with the same bits.
         To be called before anything is computed there, as some of this is read once.
+
+        Raises
+        ------
+        ValueError
+            If torch is to compile and cannot.
         """
         keep_freed_memory()
         if self.device.startswith("cuda"):
@@ -150,6 +155,8 @@ class Backend:
             torch.utils.deterministic.fill_uninitialized_memory = False
             if os.environ.get(_WORKSPACE) not in _FIXED_WORKSPACES:
                 os.environ[_WORKSPACE] = _FIXED_WORKSPACES[0]
+        if self.compile:
+            _check_compiler(self.device)
 
     def set_threads(self, threads: int) -> None:
         """Let this process compute on so many threads."""
@@ -168,6 +175,18 @@ def _check_device(device: str) -> None:
         raise ValueError(
             f"device {device!r} cannot be used ({str(error).splitlines()[0]}); "
             "choose another, or leave --device out for the CPU"
+        ) from None
+
+
+def _check_compiler(device: str) -> None:
+    """Raise unless `torch.compile` works, before it fails at the first step."""
+    torch = _torch()
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        raise ValueError(
+            f"torch.compile does not work here ({str(error).splitlines()[0]}); "
+            "install a C++ compiler, or leave --compile out"
         ) from None
 
 

@@ -68,6 +68,18 @@ def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
     return dataclasses.replace(recipe, model=model)
 
 
+def refitted(recipe: Recipe) -> Recipe:
+    """Return the recipe of a new fine-tuning, without a network that was fitted before.
+
+    The recipe that a run left spells its network out, for the data that it had; all of
+    it but the dropout is the file's and the data's to say.
+    """
+    if recipe.finetune is None:
+        return recipe
+    drops = {name: p for name, p in recipe.model.items() if name in _DROPS}
+    return dataclasses.replace(recipe, model=drops)
+
+
 def check_images(dataset: Dataset, config: Any) -> None:
     """Raise unless the images of the data set are such as the network takes.
 
@@ -189,9 +201,14 @@ def build_trainer(
     Raises
     ------
     ValueError
-        If several are asked for where there can be but one.
+        If several are asked for where there can be but one, or autocast of float64.
     """
     check_processes(backend, processes)
+    if backend.amp and recipe.dtype != "float32":
+        raise ValueError(
+            f"amp computes float32 in bfloat16, got dtype={recipe.dtype!r}; "
+            "leave one of them out"
+        )
     optim = backend.module("optim")
     if backend.name == "numpy":
         if processes is None:

@@ -1,6 +1,7 @@
 """Runs leave whole files behind, and need no torch in NumPy."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from parity.training import (
     train,
     warmup_advice,
 )
+from vit_numpy import VisionTransformer, preset
+from vit_numpy.checkpoint import save
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,6 +199,15 @@ def program(*arguments):
     )
 
 
+def grey_pictures(folder, greys):
+    """Write two pictures of each of two classes, and return the folder."""
+    for name, grey in zip(("a/0", "a/1", "b/0", "b/1"), greys, strict=True):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), grey).save(path)
+    return folder
+
+
 def test_programs_train_and_evaluate_without_torch(tmp_path):
     out = tmp_path / "run"
     flags = ["--data", "mnist-subset", "--epochs", "1", "--batch-size", "500"]
@@ -237,10 +249,7 @@ def test_what_cannot_be_trained_takes_no_run_away(tmp_path):
     assert program(*start).returncode == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     other = shutil.copy(out / "best.safetensors", tmp_path)
-    plain = tmp_path / "plain"
-    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
-        (plain / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (28, 28), 99).save(plain / name)
+    plain = grey_pictures(tmp_path / "plain", [99, 99, 99, 99])
     for changes, message in [
         (["--set", "optimizer.betas=3"], "betas must be two numbers"),
         (["--set", 'augment=[{name="mixup"},{name="flip"}]'], "must come before MixUp"),
@@ -252,7 +261,7 @@ def test_what_cannot_be_trained_takes_no_run_away(tmp_path):
         ),
         (["--lr", "1" + 400 * "0"], "must be finite"),
         (["--data", f"folder:{plain}"], "std must be above 0"),
-        (["--from", other, "--set", "model.depth=7"], "takes its network from the"),
+        (["--from", other, "--set", "model.depth=7"], "that of the file to start from"),
         (["--from", other, "--image-size", "32"], "for the pictures of folder:PATH"),
     ]:
         done = program(*start, "--overwrite", *changes)
@@ -270,4 +279,77 @@ def test_epochs_added_to_a_run_are_those_of_its_recipe(tmp_path):
     done = program(*start, "--resume", "--epochs", "2")
     assert "epoch 2/2" in done.stdout
     assert "the cosine decay, begun for 1 epochs, ends with the new ones" in done.stdout
-    assert "\nepochs = 2\n" in (out / "recipe.toml").read_text("utf-8")
+    written = (out / "recipe.toml").read_text("utf-8")
+    assert "\nepochs = 2\n" in written
+    fewer = program(*start, "--resume", "--epochs", "1")
+    assert fewer.returncode == 2
+    assert "was trained for 2 epochs already, got epochs=1" in fewer.stderr
+    assert (out / "recipe.toml").read_text("utf-8") == written
+
+
+def test_a_compiler_that_is_not_there_costs_no_run(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.toml").write_text("a run's")
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/train.py", "network1", "--backend", "torch"),
+            *("--data", "mnist-subset", "--compile", "--out", str(out), "--overwrite"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        # Where nothing is cached that was compiled before.
+        env=os.environ
+        | {"CXX": "no-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        check=False,
+    )
+    assert done.returncode == 2, done
+    assert "torch.compile does not work here" in done.stderr
+    assert "leave --compile out" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (out / "recipe.toml").read_text() == "a run's"
+
+
+def test_image_size_is_heard_wherever_a_fine_tuning_is_said(tmp_path):
+    """By a recipe of its own, by one that a run has spelled out, and when resuming."""
+    source = tmp_path / "source.safetensors"
+    network = VisionTransformer(preset("network1", depth=1))
+    save(source, network, preprocessing={"mean": [0.5], "std": [0.5]})
+    pictures = grey_pictures(tmp_path / "pictures", [0, 50, 100, 150])
+    recipe = recipes.load("network1").replace(
+        {
+            "data": f"folder:{pictures}",
+            "epochs": 1,
+            "schedule.warmup_steps": 0,
+            "finetune.source": str(source),
+        }
+    )
+    own = tmp_path / "own.toml"
+    own.write_text(recipe.to_toml(), encoding="utf-8")
+    first, second = tmp_path / "first", tmp_path / "second"
+    for by, out, size in ((own, first, 14), (first / "recipe.toml", second, 21)):
+        start = ("scripts/train.py", by, "--backend", "numpy", "--out", out)
+        flags = ("--image-size", size)
+        done = program(*start, *flags)
+        assert done.returncode == 0, done.stderr
+        found = recipes.load(out / "recipe.toml")
+        assert found.config().image_hw == (size, size)
+        assert (found.config().depth, found.config().num_classes) == (1, 2)
+        again = program(*start, *flags, "--resume")
+        assert "nothing is left to train" in again.stdout, again.stderr
+        refused = program(*start, "--resume", "--image-size", "7")
+        assert f"was run with finetune.image_size={size}" in refused.stderr
+        refused = program(*start, "--set", "model.depth=2", "--overwrite")
+        assert "that of the file to start from" in refused.stderr
+
+
+def test_size_of_a_folders_pictures_can_be_said_again(tmp_path):
+    pictures = grey_pictures(tmp_path / "pictures", [0, 50, 100, 150])
+    flags = ["--data", f"folder:{pictures}", "--image-size", "14", "--epochs", "1"]
+    flags += ["--set", "schedule.warmup_steps=0"]
+    start = ["scripts/train.py", "network1", "--backend", "numpy", *flags]
+    start += ["--out", tmp_path / "run"]
+    assert program(*start).returncode == 0
+    again = program(*start, "--resume")
+    assert "nothing is left to train" in again.stdout, again.stderr
