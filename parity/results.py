@@ -107,6 +107,8 @@ class Result:
     data : str
     epochs, planned_epochs : int
         Finished, and those that were to be.
+    fingerprint : str
+        That of the recipe it was trained by, which may have changed since.
     steps : int
     test_accuracy, test_loss : float
         After the last finished epoch; not of the best one.
@@ -126,6 +128,7 @@ class Result:
     data: str
     epochs: int
     planned_epochs: int
+    fingerprint: str
     steps: int
     test_accuracy: float
     test_loss: float
@@ -148,12 +151,15 @@ class Result:
     def trial(self) -> str:
         """How the run differs from its recipe, as a trial; empty if it does not."""
         recipe = recipes.load(self.recipe)
+        alike = recipe.replace({"data": self.data, "epochs": self.planned_epochs})
         trial = []
         if self.planned_epochs != recipe.epochs:
             trial.append(f"{self.planned_epochs} epochs")
         # Which folder of pictures it is, is the user's to say.
         if self.data != recipe.data and self.recipe != _FOLDER:
             trial.append(f"on {self.data}")
+        if self.fingerprint != alike.fingerprint():
+            trial.append("other settings")
         return f"a trial of {', '.join(trial)}" if trial else ""
 
     @property
@@ -187,6 +193,7 @@ class Result:
             data=recipe.data,
             epochs=last["epoch"],
             planned_epochs=recipe.epochs,
+            fingerprint=recipe.fingerprint(),
             steps=last["step"],
             test_accuracy=last["test_accuracy"],
             test_loss=last["test_loss"],
@@ -252,7 +259,8 @@ class Results:
         """Keep the finished runs of a folder that are not among the results yet.
 
         So a folder that several processes have filled, each with results of its own,
-        gives one file of results in the end.
+        gives one file of results in the end. Runs of the whole recipe, as it is now,
+        replace those of anything else.
 
         Parameters
         ----------
@@ -267,10 +275,14 @@ class Results:
         new = []
         for job in plan(folder=True):
             known = self.by_name.get(job.name)
-            if known is not None and known.finished:
+            if known is not None and not known.finished:
+                known = None
+            if known is not None and not known.trial:
                 continue
             result = Result.read(job, runs / job.name)
-            if result is not None and result.finished:
+            if result is None or not result.finished:
+                continue
+            if known is None or not result.trial:
                 self.record(job, result)
                 new.append(job)
         return new

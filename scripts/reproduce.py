@@ -24,6 +24,7 @@ from pathlib import Path
 from parity import recipes
 from parity.files import write_text
 from parity.names import unknown_name
+from parity.plots import check_matplotlib
 from parity.results import (
     TIMES,
     Job,
@@ -88,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
             raise unknown_name("recipe", name, recipes.names())
     if "folder-224" in (args.only or ()) and args.folder is None:
         raise ValueError("folder-224 takes your own pictures; add --folder PATH")
+    if args.results.suffix != ".json":
+        raise ValueError(f"--results must end in .json, got {args.results}")
+    check_matplotlib()
     if args.device:
         Backend.load(args.backend or "torch", device=args.device)
     jobs = [
@@ -104,11 +108,15 @@ def run(args: argparse.Namespace) -> int:
         publish(results, {job.recipe for job in found}, args)
     for job in found:
         print(f"{job.name}: found\n  {outcome(results, job, '')}", flush=True)
+    if not any(unfinished(results, job, args) for job in jobs):
+        print(
+            f"{args.results} has all of these; to run them again, give other --results "
+            "and other --runs"
+        )
     failed = 0
     with StopSignals() as signals:
         for job in jobs:
-            known = results.by_name.get(job.name)
-            if known is not None and known.finished:
+            if not unfinished(results, job, args):
                 continue
             left = deadline - time.monotonic()
             if left <= 0:
@@ -124,6 +132,22 @@ def run(args: argparse.Namespace) -> int:
             if signals:
                 return exit_status(signals)
     return 1 if failed else 0
+
+
+def wanted(job: Job, args: argparse.Namespace) -> recipes.Recipe:
+    """Return the recipe of a job, with what the command line changes."""
+    data = f"folder:{args.folder}" if job.recipe == "folder-224" else args.data
+    changes = {"epochs": args.epochs, "data": data, "seed": job.seed}
+    given = {key: value for key, value in changes.items() if value is not None}
+    return recipes.load(job.recipe).replace(given)
+
+
+def unfinished(results: Results, job: Job, args: argparse.Namespace) -> bool:
+    """Tell whether a job has not been run to its end by its recipe as it is now."""
+    known = results.by_name.get(job.name)
+    if known is None or not known.finished:
+        return True
+    return known.fingerprint != wanted(job, args).fingerprint()
 
 
 def publish(results: Results, changed: set[str], args: argparse.Namespace) -> None:
@@ -147,13 +171,14 @@ def make(
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(TRAIN), job.recipe, "--backend", job.backend]
     command += ["--out", str(folder)]
+    recipe = wanted(job, args)
     if (folder / RECIPE_FILE).exists():
+        if recipes.load(folder / RECIPE_FILE).fingerprint() != recipe.fingerprint():
+            return f"{folder} holds a run of other settings; move it out of the way"
         command.append("--resume")
     else:
-        command += ["--seed", str(job.seed)]
-        command += ["--epochs", str(args.epochs)] if args.epochs else []
-        data = f"folder:{args.folder}" if job.recipe == "folder-224" else args.data
-        command += ["--data", data] if data else []
+        command += ["--seed", str(recipe.seed), "--epochs", str(recipe.epochs)]
+        command += ["--data", recipe.data]
     command += ["--threads", str(args.threads)] if args.threads else []
     if args.device and job.backend == "torch":
         command += ["--device", args.device]
@@ -161,6 +186,7 @@ def make(
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     log = folder.with_suffix(".log")
     with log.open("a", encoding="utf-8") as output:
+        before = output.tell()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -182,7 +208,10 @@ def make(
             process.wait()
     if process.returncode in (0, *STOPPED):
         return ""
-    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    if process.returncode < 0:
+        return f"train.py was ended by {signal.Signals(-process.returncode).name}"
+    said = log.read_bytes()[before:].decode("utf-8", errors="replace")
+    lines = said.strip().splitlines()
     return lines[-1] if lines else f"train.py ended with status {process.returncode}"
 
 

@@ -6,6 +6,7 @@ A recipe names no backend: `vit_numpy` and `vit_torch` run the same file unchang
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -385,6 +386,22 @@ class Recipe:
             for key, value in fields.items()
         )
 
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that only recipes of the same training share.
+
+        Name, seed and target do not count, nor which folder pictures are in and how
+        many classes it has. Keys at their defaults do not count either, so that a new
+        key leaves the fingerprints of before as they are.
+        """
+        told = _changed(self)
+        for key in ("name", "seed", "target", "preset"):
+            told.pop(key, None)
+        told["data"] = "folder:" if self.data.startswith("folder:") else self.data
+        told["model"] = _changed(self.config())
+        told["model"].pop("num_classes", None)
+        text = json.dumps(told, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def to_toml(self) -> str:
         """Return the recipe as TOML that `load` reads back."""
         tables = self.to_dict()
@@ -492,6 +509,17 @@ _TABLES: dict[str, Any] = {
     "schedule": ScheduleSpec,
     "finetune": FinetuneSpec,
 }
+
+
+def _changed(spec: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are not at their defaults, as tables."""
+    tables = {}
+    for f in dataclasses.fields(spec):
+        value = getattr(spec, f.name)
+        if value != f.default:
+            nested = dataclasses.is_dataclass(value)
+            tables[f.name] = _changed(value) if nested else value
+    return tables
 
 
 def _toml(value: Any) -> str:

@@ -105,6 +105,29 @@ def test_written_recipe_reads_back_equal(name, tmp_path):
     assert recipes.load(path).config() == recipe.config()
 
 
+def test_a_fingerprint_is_that_of_the_training_alone(tmp_path):
+    recipe = recipes.load("network1")
+    print_ = recipe.fingerprint()
+    (tmp_path / "other.toml").write_text(recipe.resolved().to_toml())
+    assert recipes.load(tmp_path / "other.toml").fingerprint() == print_
+    for same in ({"seed": 3}, {"target": 0.5}, {"name": "mine"}, {"model.depth": 3}):
+        assert recipe.replace(same).fingerprint() == print_
+    others = (
+        {"data": "mnist-subset"}, {"epochs": 3}, {"optimizer.lr": 0.02},
+        {"schedule.drop_after": [9]}, {"model.depth": 4}, {"init": "mimetic"},
+        {"augment": [{"name": "flip"}]}, {"data": "folder:pictures"},
+    )  # fmt: skip
+    prints = {recipe.replace(other).fingerprint() for other in others}
+    assert len(prints | {print_}) == 1 + len(others)
+    # Where pictures lie, and how many classes they have, is the user's.
+    here, there = (
+        recipe.replace({"data": f"folder:{path}", "model.num_classes": k})
+        for path, k in (("here", 10), ("there", 4))
+    )
+    assert here.fingerprint() == there.fingerprint()
+    assert here.fingerprint() != print_
+
+
 def test_toml_holds_any_text_and_number():
     recipe = Recipe.from_dict(
         SMALL | {"data": 'folder:C:\\new "pictures" é😀\x7f', "clip_norm": 1e-05}

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,16 +36,19 @@ MACHINE = {
     "numpy_threads": 2, "torch_threads": 1,
 }  # fmt: skip
 RESULT = Result(
-    "network1", "numpy", 0, data="mnist", epochs=20, planned_epochs=20, steps=12000,
+    "network1", "numpy", 0, data="mnist", epochs=20, planned_epochs=20,
+    fingerprint=recipes.load("network1").fingerprint(), steps=12000,
     test_accuracy=0.97, test_loss=0.1, seconds=25.0, evaluation_seconds=2.8,
     environment=MACHINE,
 )  # fmt: skip
 
 
 def record(results, recipe="network1", backend="numpy", seed=0, **changes):
-    job = Job(recipe, backend, seed)
     made = replace(RESULT, recipe=recipe, backend=backend, seed=seed, **changes)
-    results.record(job, made)
+    by = {"data": made.data, "epochs": made.planned_epochs}
+    fingerprint = recipes.load(recipe).replace(by).fingerprint()
+    result = replace(made, fingerprint=changes.get("fingerprint", fingerprint))
+    results.record(result.job, result)
 
 
 def test_every_recipe_is_planned_once_in_both_backends():
@@ -208,6 +212,22 @@ def test_finished_runs_that_others_made_are_collected(tmp_path):
     assert results.collect(runs) == results.collect(tmp_path / "none") == []
 
 
+def test_a_run_by_the_recipe_as_it_is_replaces_one_by_another(tmp_path):
+    runs = tmp_path / "runs"
+    run_folder(runs / "network1-numpy-0", epochs=2)
+    results = Results(tmp_path / "results.json")
+    record(results, fingerprint="that of old")
+    assert "97.00%, a trial of other settings |" in page(results, tmp_path)
+    assert results.collect(runs) == [], "a trial does not"
+    recipe = recipes.load("network1")
+    (runs / "network1-numpy-0" / "recipe.toml").write_text(recipe.to_toml())
+    metrics = runs / "network1-numpy-0" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"epoch": 2', '"epoch": 20'))
+    assert [job.name for job in results.collect(runs)] == ["network1-numpy-0"]
+    assert results.by_name["network1-numpy-0"].test_accuracy == 0.5
+    assert "a trial" not in page(results, tmp_path)
+
+
 def test_curves_are_kept_thinned_and_drawn_when_the_runs_are_gone(tmp_path):
     runs, kept = tmp_path / "runs", tmp_path / "results"
     kept.mkdir()
@@ -296,10 +316,10 @@ def test_the_error_of_a_difference_is_welchs():
     assert error == pytest.approx(math.sqrt(1 / 3 + 1 / 16))
 
 
-def reproduce(tmp_path, *flags):
+def reproduce(tmp_path, *flags, program="scripts/reproduce.py"):
     return subprocess.run(
         [
-            *(sys.executable, "scripts/reproduce.py", "--only", "mnist-sincos"),
+            *(sys.executable, program, "--only", "mnist-sincos"),
             *("--data", "mnist-subset", "--epochs", "2", "--threads", "1"),
             *("--runs", str(tmp_path / "runs")),
             *("--results", str(tmp_path / "results.json"), *flags),
@@ -309,6 +329,39 @@ def reproduce(tmp_path, *flags):
         text=True,
         check=False,
     )
+
+
+def test_what_was_run_by_another_recipe_is_neither_taken_nor_continued(tmp_path):
+    runs = tmp_path / "runs"
+    run_folder(runs / "mnist-sincos-numpy-0", epochs=1)
+    before = (runs / "mnist-sincos-numpy-0" / "metrics.jsonl").read_bytes()
+    results = Results(tmp_path / "results.json")
+    few = {"data": "mnist-subset", "epochs": 2, "planned_epochs": 2}
+    record(results, "mnist-sincos", backend="torch", **few)
+    done = reproduce(tmp_path, "--backend", "numpy")
+    assert done.returncode == 1, done
+    assert "mnist-sincos-numpy-0 holds a run of other settings; move it" in done.stdout
+    assert (runs / "mnist-sincos-numpy-0" / "metrics.jsonl").read_bytes() == before
+    done = reproduce(tmp_path, "--backend", "torch")
+    assert done.returncode == 0
+    assert done.stdout.endswith("give other --results and other --runs\n")
+    more = reproduce(tmp_path, "--backend", "torch", "--epochs", "3", "--budget", "0")
+    assert more.stdout.endswith("the budget of 0 minutes is spent\n")
+    wrong = reproduce(tmp_path, "--results", str(tmp_path / "results"))
+    assert wrong.returncode == 2
+    assert "--results must end in .json" in wrong.stderr
+
+
+def test_a_training_that_is_killed_is_said_to_be(tmp_path):
+    """As for want of memory: what it had printed last is no reason."""
+    (tmp_path / "scripts").mkdir()
+    program = shutil.copy(ROOT / "scripts" / "reproduce.py", tmp_path / "scripts")
+    (tmp_path / "scripts" / "train.py").write_text(
+        "import os\nprint('epoch 3/20', flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    done = reproduce(tmp_path, "--backend", "numpy", program=program)
+    assert done.returncode == 1, done
+    assert done.stdout.endswith("  failed: train.py was ended by SIGKILL\n")
 
 
 @pytest.mark.slow
@@ -329,7 +382,8 @@ def test_reproduction_stops_at_its_budget_and_goes_on(tmp_path):
     assert "![Loss and accuracy of mnist-sincos](results/mnist-sincos.png)" in text
     assert 0 < (tmp_path / "results" / "mnist-sincos.png").stat().st_size < 150_000
     again = reproduce(tmp_path)
-    assert (again.returncode, again.stdout) == (0, "")
+    assert again.returncode == 0
+    assert "has all of these" in again.stdout
     alone = reproduce(tmp_path, "--only", "folder-224")
     assert (alone.returncode, "add --folder PATH" in alone.stderr) == (2, True)
     assert "did you mean 'network1'" in reproduce(tmp_path, "--only", "netwrok1").stderr
