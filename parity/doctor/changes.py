@@ -7,7 +7,7 @@ from typing import Any
 
 from parity.doctor.data import outputs, preprocessings
 from parity.doctor.layouts import matrices, patches, qkv
-from parity.doctor.numerics import numerics
+from parity.doctor.numerics import numerics, scales
 from parity.doctor.positions import positions, resizes
 from parity.doctor.setup import Change, Setup
 from parity.doctor.structure import structure
@@ -22,6 +22,8 @@ def all_changes(
     yield from numerics(base.config)
     yield from qkv(base.config)
     yield from matrices(base)
+    # Only now are the rows of q the first third.
+    yield from scales(base.config)
     yield from patches(base.config)
     yield from positions(base)
     yield from structure(base)

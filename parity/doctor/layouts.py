@@ -26,23 +26,23 @@ def qkv(config: ViTConfig) -> Iterator[Change]:
             )
     sizes = (3, config.num_heads, config.dim // config.num_heads)
     names = ("qkv", "heads", "features")
+    counts = ("3", "num_heads", "head_dim")
     for axes in itertools.permutations(range(3)):
-        held = tuple(sizes[axis] for axis in axes)
         if axes != (0, 1, 2) and _reorders(sizes, axes):
             packing = ", ".join(names[axis] for axis in axes)
+            held = ", ".join(counts[axis] for axis in axes)
             yield Change(
                 f"qkv-packing:{packing.replace(', ', '-')}",
                 f"the rows of attn.qkv are packed as ({packing})",
-                f"w.reshape{(*held, -1)} and bring the axes to (qkv, heads, features)",
-                on_weights("attn.qkv.", _packed(held, axes)),
+                f"w.reshape({held}, -1) and bring the axes to (qkv, heads, features)",
+                _by_heads("attn.qkv.", _packed(axes)),
             )
-    inner = (config.dim // config.num_heads, config.num_heads)
-    if min(inner) > 1:
+    if min(sizes) > 1:
         yield Change(
             "head-merge:features-heads",
             "the columns of attn.proj are packed as (features, heads)",
-            f"w.reshape(-1, {inner[0]}, {inner[1]}).swapaxes(1, 2)",
-            on_weights("attn.proj.weight", _merged(inner)),
+            "w.reshape(-1, head_dim, num_heads).swapaxes(1, 2)",
+            _by_heads("attn.proj.weight", _merged),
         )
 
 
@@ -137,20 +137,32 @@ def _reorders(sizes: Sequence[int], axes: Sequence[int]) -> bool:
     return kept != sorted(kept)
 
 
-def _packed(held: Sequence[int], axes: Sequence[int]) -> Callable[[Tensor], Tensor]:
+def _by_heads(
+    ending: str, function: Callable[[Tensor, int], Tensor]
+) -> Callable[[Setup], Setup]:
+    """Change weights by the number of heads, which another change may have set."""
+
+    def apply(setup: Setup) -> Setup:
+        heads = setup.config.num_heads
+        return on_weights(ending, lambda w: function(w, heads))(setup)
+
+    return apply
+
+
+def _packed(axes: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
     """Bring rows that are packed in some order to (qkv, heads, features)."""
     back = [axes.index(i) for i in range(3)]
 
-    def unpack(w: Tensor) -> Tensor:
-        rest = w.shape[1:]
-        apart = w.reshape(*held, *rest)
+    def unpack(w: Tensor, heads: int) -> Tensor:
+        sizes = (3, heads, len(w) // 3 // heads)
+        apart = w.reshape(*(sizes[axis] for axis in axes), *w.shape[1:])
         return apart.permute(*back, *range(3, apart.ndim)).reshape(w.shape)
 
     return unpack
 
 
-def _merged(inner: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    return lambda w: w.reshape(len(w), *inner).mT.reshape(w.shape)
+def _merged(w: Tensor, heads: int) -> Tensor:
+    return w.reshape(len(w), -1, heads).mT.reshape(w.shape)
 
 
 def _features(held: Sequence[int], axes: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,26 +57,48 @@ def numerics(config: ViTConfig) -> Iterator[Change]:
                 f"set num_heads={heads}",
                 with_config(num_heads=heads),
             )
-    head_dim = config.dim // config.num_heads
-    for name, factor, words in (
-        ("none", head_dim**0.5, "does not scale the attention logits"),
-        ("dim", (head_dim / config.dim) ** 0.5, "scales them by 1/√dim"),
+
+
+def scales(config: ViTConfig) -> Iterator[Change]:
+    """Yield other scales of attention, of queries whose weights are in their place."""
+    where = "attn.q_norm" if config.qk_norm else "the rows of q in attn.qkv"
+    for name, words, factor, times in (
+        ("none", "does not scale the attention logits", "√head_dim", _root_of_head_dim),
+        ("dim", "scales them by 1/√dim", "1/√num_heads", _one_by_root_of_heads),
     ):
         if config.num_heads > 1 or name == "none":
             yield Change(
                 f"attention-scale:{name}",
                 f"it {words} (the port by 1/√head_dim)",
-                f"multiply the rows of q in attn.qkv by {factor:.6g}, biases included",
-                _with_queries_times(factor),
+                f"multiply {where} by {factor}, biases included",
+                _with_queries_times(times),
             )
 
 
-def _with_queries_times(factor: float) -> Callable[[Setup], Setup]:
-    def scaled(w: Tensor) -> Tensor:
-        third = len(w) // 3
-        return torch.cat([w[:third] * factor, w[third:]])
+def _root_of_head_dim(config: ViTConfig) -> float:
+    return math.sqrt(config.dim / config.num_heads)
 
-    return on_weights("attn.qkv.", scaled)
+
+def _one_by_root_of_heads(config: ViTConfig) -> float:
+    return 1 / math.sqrt(config.num_heads)
+
+
+def _with_queries_times(
+    times: Callable[[ViTConfig], float],
+) -> Callable[[Setup], Setup]:
+    def apply(setup: Setup) -> Setup:
+        factor = times(setup.config)
+        if setup.config.qk_norm:
+            # A factor before the norm would not come through.
+            return on_weights("attn.q_norm.", lambda w: w * factor)(setup)
+
+        def scaled(w: Tensor) -> Tensor:
+            third = len(w) // 3
+            return torch.cat([w[:third] * factor, w[third:]])
+
+        return on_weights("attn.qkv.", scaled)(setup)
+
+    return apply
 
 
 class _QuickGELU(nn.Module):

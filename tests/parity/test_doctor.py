@@ -1,5 +1,6 @@
 """The doctor names what is wrong with a port, and nothing else."""
 
+import functools
 import json
 import re
 import subprocess
@@ -16,7 +17,9 @@ import vit_torch
 from parity.cli import main
 from parity.commands.doctor import report
 from parity.doctor import Diagnosis, diagnose
+from parity.doctor.changes import all_changes
 from parity.doctor.search import Search
+from parity.doctor.setup import as_given
 
 FIELDS: dict[str, Any] = dict(
     image_size=8,
@@ -70,11 +73,11 @@ def swap_kv(w: Any) -> Any:
     return np.concatenate([q, v, k])
 
 
-def pack(axes: tuple[int, ...]) -> Any:
+def pack(axes: tuple[int, ...], heads: int = H) -> Any:
     """Store rows (q, heads, features) in another order of these axes."""
 
     def function(w: Any) -> Any:
-        apart = w.reshape(3, H, DH, *w.shape[1:])
+        apart = w.reshape(3, heads, D // heads, *w.shape[1:])
         rest = range(3, apart.ndim)
         return apart.transpose(*axes, *rest).reshape(w.shape)
 
@@ -235,6 +238,54 @@ def test_two_mistakes_are_named_together() -> None:
     )
     assert set(found.found[0].names) == {"qkv-order:qvk", "activation:gelu_tanh"}
     assert "and" in found.conclusion
+
+
+# The weights of the norms of q and k give the number of heads.
+@pytest.mark.parametrize(("heads", "qk_norm"), [(H, False), (H, True), (2, False)])
+@pytest.mark.parametrize("scale", ["", "none", "dim"])
+@pytest.mark.parametrize("layout", ["", "order", "packing", "reshaped"])
+def test_changes_of_attention_undo_what_they_name_together(
+    heads: int, qk_norm: bool, scale: str, layout: str
+) -> None:
+    """Each as the others have left it: by their number of heads, on rows in place."""
+    model, images = network(num_heads=heads, qk_norm=qk_norm), pictures()
+    order: dict[str, tuple[str, Any]] = {
+        "order": ("qkv-order:qvk", swap_kv),
+        "packing": ("qkv-packing:heads-qkv-features", pack((1, 0, 2), heads)),
+        "reshaped": (
+            "transposed-attn.qkv:reshaped",
+            lambda w: w if w.ndim == 1 else w.T.reshape(w.shape),
+        ),
+    }
+    names = [f"num-heads:{heads}"] if heads != H else []
+    given = weights(model)
+    if layout:
+        names.append(order[layout][0])
+        given = both(model, order[layout][1])
+    if scale:
+        names.append(f"attention-scale:{scale}")
+        width = {"none": 1, "dim": D}[scale]
+        for block in model.blocks:
+            block.attn.scale = width**-0.5
+            block.attn.forward = functools.partial(scaled, block.attn)
+    port = as_given(vit_torch.ViTConfig(**FIELDS | {"qk_norm": qk_norm}), given, images)
+    for change in all_changes(port, None, integers=False):
+        port = change.apply(port) if change.name in names else port
+    config = vit_torch.ViTConfig.from_dict(port.config.to_dict())
+    repaired = vit_torch.VisionTransformer(config).double().eval()
+    repaired.load_state_dict(port.weights)
+    # Float64: a factor on q in place of one on the logits rounds otherwise.
+    np.testing.assert_allclose(
+        outputs(repaired, images), outputs(model, images), rtol=0, atol=1e-11
+    )
+
+
+def scaled(attention: Any, x: Any, masks: None = None) -> Any:
+    """Attend with the module's own scale, which the fused product does not know."""
+    q, k, v = attention._heads(attention.qkv(x))
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    weights = (q @ k.mT * attention.scale).softmax(-1)
+    return attention.proj((weights @ v).transpose(1, 2).reshape(x.shape))
 
 
 def three_mistakes() -> Diagnosis:
