@@ -119,11 +119,17 @@ def save(
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If the weights do not fit the configuration, or the suffix is unknown.
+        If the weights do not fit the configuration, are not all float32 or all float64,
+        or the suffix is unknown.
     """
     model = VisionTransformer(ViTConfig.from_dict(config))
-    if arrays and {array.dtype.name for array in arrays.values()} == {"float64"}:
-        model.to("float64")
+    dtypes = sorted({array.dtype.name for array in arrays.values()})
+    if dtypes not in (["float32"], ["float64"]):
+        raise ValueError(
+            "weights must be all float32 or all float64, "
+            f"got {', '.join(dtypes) or 'none'}; convert them first"
+        )
+    model.to(dtypes[0])
     model.load_state_dict(arrays)
     suffix = Path(path).suffix
     if suffix == ".safetensors":

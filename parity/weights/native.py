@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from parity.weights.files import Arrays, WeightFile
-from vit_numpy.checkpoint import OPTIMIZER
+from vit_numpy.checkpoint import AVERAGE, OPTIMIZER
 
 NAME = "vit-parity"
 
@@ -19,7 +19,9 @@ def recognises(file: WeightFile) -> bool:
 def to_native(
     file: WeightFile, config: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], Arrays]:
-    """Return the configuration, and the weights without the optimizer's arrays.
+    """Return the configuration, and the weights without the rest of a training.
+
+    As `from_pretrained` does, these are their averages where the file has some.
 
     Raises
     ------
@@ -32,5 +34,11 @@ def to_native(
             f"{file.path} holds weights without a configuration; "
             "name one: --config b16 for a command, config=preset('b16') in Python, say"
         )
-    arrays = {k: v for k, v in file.arrays.items() if not k.startswith(OPTIMIZER)}
-    return dict(fields), arrays
+    others = (OPTIMIZER, AVERAGE)
+    weights = {k: v for k, v in file.arrays.items() if not k.startswith(others)}
+    averages = {
+        name: file.arrays[AVERAGE + name]
+        for name in weights
+        if AVERAGE + name in file.arrays
+    }
+    return dict(fields), averages or weights

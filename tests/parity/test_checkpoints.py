@@ -17,11 +17,13 @@ import vit_numpy.checkpoint as numpy_checkpoint
 import vit_torch.checkpoint as torch_checkpoint
 from parity import weights
 from vit_numpy import config as numpy_config
+from vit_numpy import ema as numpy_ema
 from vit_numpy import init as numpy_init
 from vit_numpy import model as numpy_model
 from vit_numpy import optim as numpy_optim
 from vit_numpy import train as numpy_train
 from vit_torch import config as torch_config
+from vit_torch import ema as torch_ema
 from vit_torch import init as torch_init
 from vit_torch import model as torch_model
 from vit_torch import optim as torch_optim
@@ -36,6 +38,7 @@ PREPROCESSING = {"mean": [0.5], "std": [0.25]}
 
 class NumPy:
     checkpoint = numpy_checkpoint
+    average = numpy_ema.EMA
 
     def trainer(self, seed=0, **overrides):
         config = numpy_config.ViTConfig.from_dict(FIELDS | overrides)
@@ -55,6 +58,7 @@ class NumPy:
 
 class Torch(NumPy):
     checkpoint = torch_checkpoint
+    average = torch_ema.EMA
 
     def trainer(self, seed=0, **overrides):
         config = torch_config.ViTConfig.from_dict(FIELDS | overrides)
@@ -323,6 +327,31 @@ def test_conversion_keeps_every_bit(suffix, tmp_path):
     assert said["dtypes"] == {"float32": said["tensors"]}
     assert weights.inspect(source)["training"]["step"] == 1
     json.dumps(said)
+
+
+def test_of_a_training_the_average_is_converted_where_it_has_one(tmp_path):
+    source, target = tmp_path / "last.safetensors", tmp_path / "there.safetensors"
+    for backend in BACKENDS:
+        trainer = backend.trainer()
+        trainer.ema = backend.average(trainer.model, 0.5)
+        trainer.step(*backend.batch(0))
+        backend.checkpoint.save_training(source, trainer)
+        weights.save(target, *weights.load(source))
+        expected = backend.checkpoint.from_pretrained(source)
+        same(backend, expected, backend, backend.checkpoint.from_pretrained(target))
+        assert weights.inspect(source)["parameters"] == sum(
+            array.size for array in weights.load(target)[1].values()
+        )
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64"])
+def test_weights_of_several_dtypes_are_not_rounded_to_one(dtype, tmp_path):
+    model = BACKENDS[0].trainer().model
+    mixed = dict(model.state_dict())
+    mixed["head.weight"] = mixed["head.weight"].astype(dtype)
+    with pytest.raises(ValueError, match=f"got float32, {dtype}|got {dtype}, float32"):
+        weights.save(tmp_path / "a.pt", model.config.to_dict(), mixed)
+    assert not (tmp_path / "a.pt").exists()
 
 
 def test_unknown_files_say_what_is_known(tmp_path):
