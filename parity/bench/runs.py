@@ -146,9 +146,18 @@ class Bench:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Return what `to_dict` gave."""
-        rows = [Row(**row) for row in fields["rows"]]
-        return cls(rows, fields["environment"], fields["matmul_gflops"])
+        """Return what `to_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            If it is anything else.
+        """
+        try:
+            rows = [Row(**row) for row in fields["rows"]]
+            return cls(rows, fields["environment"], fields["matmul_gflops"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these are no measurements ({error!r})") from None
 
 
 def network_workloads(

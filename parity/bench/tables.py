@@ -9,7 +9,7 @@ from typing import Any
 
 from parity.bench.runs import Bench, Row
 from parity.files import write_text
-from parity.plots import NUMPY, STYLE, TORCH
+from parity.plots import NUMPY, STYLE, TORCH, save
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("ms", lambda row: _number(row.median_ms)),
@@ -59,6 +59,18 @@ def write_into(bench: Bench, what: str, path: Path) -> None:
     ValueError
         If the file does not have these lines.
     """
+    before, after = text_around(what, path)
+    write_text(path, f"{before}\n{markdown(bench).strip()}\n\n{after}")
+
+
+def text_around(what: str, path: Path) -> tuple[str, str]:
+    """Return what stands before and after the tables in a file, with the two lines.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file cannot be read, or does not have these lines.
+    """
     begin, end = f"<!-- bench {what} -->\n", "<!-- end -->"
     before, found, rest = path.read_text("utf-8").partition(begin)
     _, closed, after = rest.partition(end)
@@ -66,8 +78,7 @@ def write_into(bench: Bench, what: str, path: Path) -> None:
         raise ValueError(
             f"{path} must have a line {begin.strip()!r} and after it a line {end!r}"
         )
-    content = f"{before}{begin}\n{markdown(bench).strip()}\n\n{end}{after}"
-    write_text(path, content)
+    return before + begin, end + after
 
 
 def plot(bench: Bench, path: Path) -> None:
@@ -85,7 +96,7 @@ def plot(bench: Bench, path: Path) -> None:
             figure = _plot_growth(bench, figure_class)
         else:
             figure = _plot_ratios(bench, figure_class)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _plot_ratios(bench: Bench, figure_class: Any) -> Any:

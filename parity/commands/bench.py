@@ -96,20 +96,28 @@ def run(args: argparse.Namespace) -> int:
     check_target("--json", args.json)
     check_picture("--plot", args.plot)
     from parity.bench.runs import Bench
-    from parity.bench.tables import markdown, plot, text, write_into
+    from parity.bench.tables import markdown, plot, text, text_around, write_into
     from parity.files import write_json
 
+    if args.into is not None:
+        # What cannot be put there is told before minutes of measuring.
+        text_around(args.what, args.into)
     if args.from_json is not None:
-        bench = Bench.from_dict(json.loads(args.from_json.read_text("utf-8")))
+        try:
+            bench = Bench.from_dict(json.loads(args.from_json.read_text("utf-8")))
+        except ValueError as error:
+            raise ValueError(
+                f"{args.from_json}: {error}; give a file that --json wrote"
+            ) from None
     else:
         bench = _measure(args)
+    print((markdown if args.markdown else text)(bench))
     if args.json is not None:
         write_json(args.json, bench.to_dict())
     if args.into is not None:
         write_into(bench, args.what, args.into)
     if args.plot is not None:
         plot(bench, args.plot)
-    print((markdown if args.markdown else text)(bench))
     return AGREE
 
 

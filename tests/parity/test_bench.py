@@ -179,10 +179,28 @@ def test_a_turn_has_three_steps_at_least():
         (["--backends", "torh"], "did you mean 'torch'"),
         (["--rounds", "0"], "must be"),
         (["--json", "/nowhere/at/all.json"], "folder"),
+        (["--from-json", "empty.json"], "these are no measurements (KeyError('rows'))"),
+        (["--from-json", "page.md"], "give a file that --json wrote"),
     ],
 )
-def test_bad_input_is_answered_with_one_line(arguments, words, capsys):
+def test_bad_input_is_answered_with_one_line(
+    arguments, words, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").write_text("no table")
+    (tmp_path / "empty.json").write_text("{}")
     assert main(["bench", *arguments]) == 2
     printed = capsys.readouterr().err
     assert words in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("page", ["page.md", "no.md"])
+def test_a_page_without_a_place_is_refused_before_measuring(
+    page, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("parity.commands.bench._measure", pytest.fail)
+    (tmp_path / "page.md").write_text("no table")
+    assert main(["bench", "--into", page]) == 2
+    assert page in capsys.readouterr().err
