@@ -100,8 +100,18 @@ def recorded(images: Path, outputs: Path, count: int) -> tuple[Any, Any]:
 
 def _outputs(original: Network, images: Any) -> Any:
     """Run the original in float64, where the smallest change can be seen."""
-    trace = original.to("float64").trace(images, lambda y: y, lambda event: False)
-    return trace.forward["logits"]
+
+    def run(images: Any) -> Any:
+        trace = original.to("float64").trace(images, lambda y: y, lambda event: False)
+        return trace.forward["logits"]
+
+    try:
+        return run(images)
+    except (TypeError, ValueError):
+        # A function may hold weights of float32, which nothing here can convert.
+        if original.parameters():
+            raise
+        return run(images.astype("float32"))
 
 
 def report(found: Diagnosis, port: str, original: str, what: str) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,23 @@ def test_what_does_not_belong_together_is_refused(
 
 
 # --- the command ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_original_may_be_a_function_of_either_dtype(
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
+) -> None:
+    """Its weights cannot be seen, so nothing can bring them to another."""
+    module = types.ModuleType("originals")
+    model = network(act="gelu_tanh").to(getattr(torch, dtype))
+    module.original = lambda images: model(images)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "originals", module)
+    argv = ["doctor", str(saved / "port.safetensors"), "originals:original"]
+    assert main([*argv, "--images", str(saved / "x.npy")]) == 1
+    assert "[activation:gelu_tanh]" in capsys.readouterr().out
 
 
 @pytest.fixture
