@@ -139,7 +139,7 @@ def open_images(
             raise ValueError(
                 "--images FOLDER needs a checkpoint, which says their size"
             )
-        images = _pictures(path, shape)[:count]
+        images = _pictures(path, shape, count)
         what = f"{len(images)} pictures of {path}"
     elif shape in (None, (1, 28, 28)):
         part = load("mnist-subset", channels=1).test
@@ -170,12 +170,14 @@ def load_array(option: str, path: Path) -> NDArray[Any]:
     return array
 
 
-def _pictures(folder: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    from parity.data.folder import SUFFIXES, FolderImages
+def _pictures(
+    folder: Path, shape: tuple[int, int, int], count: int
+) -> NDArray[np.uint8]:
+    from parity.data.folder import SUFFIXES, FolderImages, list_pictures
 
     if not folder.is_dir():
         raise FileNotFoundError(f"--images {folder} does not exist; give a folder")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = list_pictures(folder)[:count]
     if not paths:
         raise ValueError(f"--images {folder} holds no pictures: {', '.join(SUFFIXES)}")
     images = FolderImages(paths, shape[1:], shape[0])

@@ -339,7 +339,8 @@ def _unpack(archive: Path, files: Mapping[str, str], into: Path) -> None:
                 # Only the last part of a member's name is used, so that no archive can
                 # write outside the folder.
                 name = Path(member.name).name
-                content = tar.extractfile(member) if name in files else None
+                wanted = name in files and member.isfile()
+                content = tar.extractfile(member) if wanted else None
                 if content is not None:
                     with content as file:
                         _copy(file, into / name, lambda count: None)

@@ -154,6 +154,20 @@ def on_ground(picture: "Picture", colour: str, image_module: Any) -> "Picture":
     return opaque.convert("RGB")
 
 
+def list_pictures(folder: Path) -> list[Path]:
+    """Return the pictures in a folder and those below it, sorted.
+
+    What is hidden is left out: programs keep copies and thumbnails there.
+    """
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def list_classes(folder: Path) -> dict[str, list[Path]]:
     """Return the pictures under each sub-folder of `folder`, both in sorted order.
 
@@ -186,15 +200,7 @@ def list_classes(folder: Path) -> dict[str, list[Path]]:
                 f"the class folder {name!a} in {folder} must have a name in UTF-8, "
                 "which results are written in; rename it"
             )
-        of_class = folder / name
-        classes[name] = sorted(
-            path
-            for path in of_class.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and path.is_file()
-            # Programs keep copies and thumbnails in hidden folders.
-            and not any(p.startswith(".") for p in path.relative_to(of_class).parts)
-        )
+        classes[name] = list_pictures(folder / name)
         if not classes[name]:
             raise ValueError(
                 f"{folder / name} must hold at least one picture "

@@ -26,6 +26,7 @@ from parity.diverge.trace import (
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
 UPDATE, STEP = "update", "step"
 AGREES, DIFFERS, ABSENT = "agrees", "DIFFERS", "not compared"
+NOT_FINITE = "not finite in both"
 
 # What can be different without a forward in evaluation being so.
 _NO_MATTER = (
@@ -155,7 +156,7 @@ class NetworkComparison:
         Where they part when B is given A's weights, if the weights differ.
     tried_same_weights : bool
     refused : str
-        Why nothing could be run, if nothing could.
+        Why nothing can be told, if nothing can.
     """
 
     a: str
@@ -220,11 +221,11 @@ class NetworkComparison:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         fields = asdict(self)
-        for row in fields["rows"]:
-            _finite(row)
-        for place in (fields["first"], fields["same_weights"]):
-            if place is not None:
-                _finite(place["row"])
+        places = [p for p in (fields["first"], fields["same_weights"]) if p is not None]
+        for row in [*fields["rows"], *(place["row"] for place in places)]:
+            _finite(row, "difference", "relative", "share")
+        for weight in fields["weights"]:
+            _finite(weight, "largest")
         fields["configuration"] = [
             {"field": name, "a": one, "b": other}
             for name, one, other in self.configuration
@@ -283,6 +284,12 @@ def compare(
     pair = Pairing(a, b, images, random_cotangent(seed, dtype), scale)
     found.rows, found.first = pair.compare()
     found.scale = pair.kind
+    blind = next((row.tensor for row in found.rows if row.says == NOT_FINITE), None)
+    if blind is not None and found.first is None:
+        found.refused = (
+            f"{blind} is not finite in both networks, which shows nothing of what "
+            "follows; give other weights or images"
+        )
     given = with_weights(b, a.parameters()) if found.weights else None
     if given is not None:
         found.tried_same_weights = True
@@ -433,7 +440,7 @@ class Pairing:
                 for f, _, _ in configuration_differences(self.a, self.b)
             )
             or one.keys() != other.keys()
-            or any(not np.array_equal(one[name], other[name]) for name in one)
+            or any(not _same(one[name], other[name]) for name in one)
         )
 
 
@@ -489,11 +496,11 @@ def _row(
     difference = largest(ours, theirs, 1.0)
     size = float(np.abs(ours).max()) if ours.size else 0.0
     relative = difference / size if size else (math.inf if difference else 0.0)
-    if name in scales.scales[part]:
-        return Row(
-            part, name, difference, relative, scales.share(part, name, ours, theirs)
-        )
-    return Row(part, name, difference, relative, 0.0, ABSENT)
+    if name not in scales.scales[part]:
+        return Row(part, name, difference, relative, 0.0, ABSENT)
+    share = scales.share(part, name, ours, theirs)
+    blind = (~np.isfinite(ours) & ~np.isfinite(theirs)).any()
+    return Row(part, name, difference, relative, share, NOT_FINITE if blind else "")
 
 
 def _between(order: Sequence[str], rows: Sequence[Row], first: Row) -> set[str]:
@@ -573,7 +580,7 @@ def weight_differences(a: Network, b: Network) -> tuple[list[WeightDifference], 
         if one.shape != other.shape:
             says = f"{one.shape} in A, {other.shape} in B"
             found.append(WeightDifference(name, "shape", says=says))
-        elif not np.array_equal(one, other):
+        elif not _same(one, other):
             wide = np.asarray(one, np.float64), np.asarray(other, np.float64)
             found.append(
                 WeightDifference(
@@ -581,6 +588,11 @@ def weight_differences(a: Network, b: Network) -> tuple[list[WeightDifference], 
                 )
             )
     return found, uncompared
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Tell whether two tensors are the same, NaN where the other is NaN."""
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def _explained(one: NDArray[Any], other: NDArray[Any]) -> str:
@@ -631,8 +643,8 @@ def with_weights(network: Network, arrays: Arrays) -> Network | None:
     return None
 
 
-def _finite(row: dict[str, Any]) -> None:
+def _finite(table: dict[str, Any], *keys: str) -> None:
     """Replace what JSON has no number for."""
-    for key in ("difference", "relative", "share"):
-        if not math.isfinite(row[key]):
-            row[key] = None
+    for key in keys:
+        if table[key] is not None and not math.isfinite(table[key]):
+            table[key] = None

@@ -39,6 +39,9 @@ from parity.transfer import copy_weights, weights
 Names = Mapping[str, Mapping[str, str]]
 TABLES = ("intermediates", "parameters")
 
+# What a pattern of names leaves open.
+_PLACE = re.compile(r"\{i\}|\*")
+
 
 class Network(Protocol):
     """One of the sides of a comparison.
@@ -445,6 +448,8 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
         tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(tables, dict):
+        raise ValueError(f"{path} must hold the tables {' and '.join(TABLES)}")
     for key, table in tables.items():
         if key not in TABLES:
             raise unknown_name(f"table of {path}", key, TABLES)
@@ -452,6 +457,12 @@ def read_names(path: Path) -> dict[str, dict[str, str]]:
             isinstance(value, str) for value in table.values()
         ):
             raise ValueError(f"{path}: [{key}] must hold a name for each name")
+        for ours, theirs in table.items():
+            if _PLACE.findall(ours) != _PLACE.findall(theirs):
+                raise ValueError(
+                    f"{path}: {{i}} and * must be the same on both sides of "
+                    f"{ours!r} = {theirs!r}"
+                )
     found: dict[str, dict[str, str]] = tables
     return found
 
@@ -466,7 +477,7 @@ def _match(pattern: str, name: str) -> tuple[str, ...] | None:
 def _filled(pattern: str, values: tuple[str, ...]) -> str:
     """Put what was matched into the places of another pattern, in order."""
     places = iter(values)
-    return re.sub(r"\{i\}|\*", lambda _: next(places), pattern)
+    return _PLACE.sub(lambda _: next(places), pattern)
 
 
 def _logits(out: Any) -> Tensor:

@@ -65,7 +65,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
             header = json.loads(metadata[HEADER])
             if not isinstance(header, dict):
                 raise ValueError("no object")
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(
                 f"{path}: the header entry {HEADER!r} cannot be read ({error}); "
                 "write the file again"

@@ -38,6 +38,10 @@ def archive_of(files: dict[str, bytes], folder: str) -> bytes:
             member = tarfile.TarInfo(f"{folder}/{name}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+            # Links to what is not there, of a name that is wanted.
+            link = tarfile.TarInfo(f"{folder}/links/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "nowhere"
+            tar.addfile(link)
     return out.getvalue()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vit_numpy
 import vit_torch
@@ -222,6 +223,21 @@ def test_weights_and_computation_may_both_differ() -> None:
     assert found.same_weights.layer == "blocks.0.norm2"
 
 
+def test_what_is_not_finite_in_both_shows_nothing() -> None:
+    ours, theirs = networks()
+    ours.blocks[0].norm2.weight[0] = np.nan
+    healthy = compare(ours, theirs, images())
+    assert healthy.first is not None, "here it is in one of them alone"
+    assert healthy.weights[0].name == "blocks.0.norm2.weight"
+    json.dumps(healthy.to_dict(), allow_nan=False)
+    with torch.no_grad():
+        theirs.blocks[0].norm2.weight[0] = np.nan
+    found = compare(ours, theirs, images())
+    assert not found.weights
+    assert found.conclusion.startswith("blocks.0.mlp is not finite in both networks")
+    assert not found.agree
+
+
 def test_configurations_that_differ_are_named() -> None:
     ours, _ = networks()
     _, theirs = networks(norm_eps=1e-5, mlp_drop=0.1)
@@ -329,10 +345,12 @@ def test_a_function_is_compared_by_its_logits() -> None:
         ("[layers]\na = 'b'", "table of .*layers"),
         ("[parameters]\na = 1", "must hold a name for each name"),
         ("nonsense", "cannot be read"),
+        ("[intermediates]\n'blocks.{i}' = 'encoder'", "the same on both sides of"),
+        ("[]", "must hold the tables intermediates and parameters"),
     ],
 )
 def test_a_bad_map_of_names_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "names.toml"
+    path = tmp_path / ("names.json" if text == "[]" else "names.toml")
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_names(path)
@@ -374,6 +392,26 @@ def test_command_says_and_writes(
     assert told["first"]["layer"] == "blocks.0.norm1"
     assert told["images"] == 2
     assert not told["agree"]
+
+
+def test_of_a_folder_no_more_pictures_are_read_than_are_run(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = vit_numpy.load(saved / "a.safetensors").config
+    height, width = config["image_size"]
+    mode = {1: "L", 3: "RGB"}[config["in_chans"]]
+    folder = saved / "pictures"
+    (folder / ".hidden").mkdir(parents=True)
+    for i in range(2):
+        Image.new(mode, (width, height), i).save(folder / f"{i}.png")
+    for name in ("2.png", ".hidden/0.png"):
+        (folder / name).write_bytes(b"no picture")
+    a = str(saved / "a.safetensors")
+    argv = ["compare", a, a, "--images", str(folder)]
+    assert main([*argv, "--count", "2"]) == 0
+    assert "2 pictures of" in capsys.readouterr().out
+    assert main([*argv, "--count", "3"]) == 2
+    assert "2.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
