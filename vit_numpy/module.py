@@ -130,6 +130,8 @@ class Module:
     def to(self, dtype: DTypeLike) -> Self:
         """Convert parameters and buffers to float32 or float64, in this module.
 
+        An array that has the dtype stays the one that it is, as in torch.
+
         Raises
         ------
         TypeError
@@ -139,7 +141,7 @@ class Module:
         for _, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, np.ndarray):
-                    setattr(module, name, value.astype(dtype))
+                    setattr(module, name, value.astype(dtype, copy=False))
         return self
 
 

@@ -125,8 +125,8 @@ def flatten_parameters(model: Module, shared: bool = False) -> Array:
     """Move all parameters into one flat buffer, of which they become views.
 
     An optimizer made afterwards updates the buffer in few long passes rather than
-    parameter by parameter. Values, names and shapes stay as they are; `Module.to` makes
-    separate arrays again, so convert first.
+    parameter by parameter. Values, names and shapes stay as they are; `Module.to`
+    another dtype makes separate arrays again, so convert first.
 
     Parameters
     ----------

@@ -127,8 +127,9 @@ class Trainer:
     ------
     TypeError, ValueError
         If `clip_norm` is not above 0, `seed` is below 0, or `accumulate` or `processes`
-        below 1; if there are several processes, and the parameters are not in shared
-        memory or the system cannot fork.
+        below 1; if the optimizer holds an array that is not, or no longer, the model's
+        of that name; if there are several processes, and the parameters are not in
+        shared memory or the system cannot fork.
 
     Notes
     -----
@@ -172,7 +173,7 @@ class Trainer:
         self.masks: StepMasks | None = KeyedMasks(seed) if drops(model) else None
         self.accumulate = accumulate
         self.ema = ema
-        trained = {n for group in optimizer.param_groups for n in group["names"]}
+        trained = _trained(model, optimizer)
         self._names = [n for n, _ in model.named_parameters() if n in trained]
         depth = model.config.depth
         self._first_layer = min(layer_of(name, depth) for name in self._names)
@@ -456,6 +457,25 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
         f"{what} is {value} at step {trainer.steps + 1}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
     )
+
+
+def _trained(model: VisionTransformer, optimizer: Optimizer) -> set[str]:
+    """Return the names of the optimizer's parameters; raise unless all are the model's.
+
+    Any other array would be updated, and the model not.
+    """
+    own = dict(model.named_parameters())
+    trained = set()
+    for group in optimizer.param_groups:
+        for name, param in zip(group["names"], group["params"], strict=True):
+            if own.get(name) is not param:
+                raise ValueError(
+                    "optimizer must hold the model's own parameters, got another "
+                    f"{name!r}; make it from this model, after to() and whatever else "
+                    "replaces them"
+                )
+            trained.add(name)
+    return trained
 
 
 def _run_shard(

@@ -89,7 +89,8 @@ class Trainer:
     Raises
     ------
     TypeError, ValueError
-        If `clip_norm` is not above 0, `seed` is below 0 or `accumulate` below 1.
+        If `clip_norm` is not above 0, `seed` is below 0 or `accumulate` below 1; if the
+        optimizer holds a parameter that is not, or no longer, the model's of that name.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Trainer:
         self.amp = amp
         self._eager_masks = _EagerMasks() if compile else None
         self._forward = torch.compile(model) if compile else model
-        trained = {n for group in optimizer.param_groups for n in group["names"]}
+        trained = _trained(model, optimizer)
         for name, param in model.named_parameters():
             param.requires_grad_(name in trained)
 
@@ -312,3 +313,22 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
         f"{what} is {value} at step {trainer.steps + 1}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
     )
+
+
+def _trained(model: VisionTransformer, optimizer: SGD | Adam | AdamW) -> set[str]:
+    """Return the names of the optimizer's parameters; raise unless all are the model's.
+
+    Any other parameter would be updated, and the model not.
+    """
+    own = dict(model.named_parameters())
+    trained = set()
+    for group in optimizer.param_groups:
+        for name, param in zip(group["names"], group["params"], strict=True):
+            if own.get(name) is not param:
+                raise ValueError(
+                    "optimizer must hold the model's own parameters, got another "
+                    f"{name!r}; make it from this model, after to() and whatever else "
+                    "replaces them"
+                )
+            trained.add(name)
+    return trained

@@ -144,6 +144,23 @@ def test_state_dict_resumes_exactly():
         np.testing.assert_array_equal(value, resumed.model.state_dict()[name])
 
 
+def test_a_conversion_to_the_same_dtype_leaves_the_optimizer_its_arrays():
+    trainer = make_trainer()
+    trainer.model.to(np.float32)
+    before = weights(trainer)
+    trainer.step(*batch(0))
+    assert (trainer.model.head.weight != before["head.weight"]).any()
+
+
+@pytest.mark.parametrize("replace", [flatten_parameters, lambda m: m.to(np.float64)])
+def test_an_optimizer_made_before_the_models_arrays_is_refused(replace):
+    model = VisionTransformer(CONFIG)
+    optimizer = AdamW(model.named_parameters())
+    replace(model)
+    with pytest.raises(ValueError, match="must hold the model's own parameters"):
+        Trainer(model, optimizer)
+
+
 def test_wrong_calls_say_so():
     trainer = make_trainer()
     images, labels = batch(0)

@@ -188,7 +188,7 @@ def test_a_gradient_that_is_not_finite_is_told_alike():
         (lambda t: setattr(t.model.blocks[0].mlp.drop1, "p", 0.5), r"blocks\.0\.mlp"),
         (lambda t: setattr(t.model, "recompute", True), "the model"),
         (lambda t: t.model.blocks.pop(), "the model"),
-        (lambda t: t.model.to(np.float32), "the model"),
+        (lambda t: t.model.to(np.float64), "the model"),
         (lambda t: setattr(t, "model", VisionTransformer(CONFIG)), "the model"),
     ],
 )

@@ -72,6 +72,41 @@ def test_a_group_names_each_of_its_parameters(name):
     )
 
 
+def other_model(package, model):
+    return package.VisionTransformer(model.config), None
+
+
+def renamed(package, model):
+    pairs = model.named_parameters()
+    return model, package.SGD([(f"{n}.", p) for n, p in pairs], 0.1)
+
+
+def replaced(package, model):
+    optimizer = package.SGD(model.named_parameters(), 0.1)
+    weight = model.head.weight
+    model.head.weight = (
+        weight.copy() if package is vit_numpy else torch.nn.Parameter(weight.detach())
+    )
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(other_model, "cls_token"), (renamed, "cls_token."), (replaced, "head.weight")],
+)
+def test_an_optimizer_of_other_arrays_than_the_models_is_refused(change, name):
+    for package in (vit_numpy, vit_torch):
+        model = package.VisionTransformer(package.ViTConfig(**FIELDS))
+        optimizer = package.SGD(model.named_parameters(), 0.1)
+        changed, other = change(package, model)
+        said = answer(lambda: package.Trainer(changed, other or optimizer))  # noqa: B023
+        assert said == (
+            ValueError,
+            f"optimizer must hold the model's own parameters, got another {name!r}; "
+            "make it from this model, after to() and whatever else replaces them",
+        )
+
+
 def test_the_twins_configurations_are_told_apart(tmp_path):
     for package, other in ((vit_numpy, vit_torch), (vit_torch, vit_numpy)):
         config = other.ViTConfig(**FIELDS)
