@@ -466,7 +466,8 @@ def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
     """Return `params` as groups; raise for none, or for a name given twice."""
     given: list[Any] = list(params)
     if given and all(isinstance(group, dict) for group in given):
-        groups: list[ParamGroup] = given
+        # Copies: an optimizer writes its settings into its groups.
+        groups: list[ParamGroup] = [group.copy() for group in given]
     else:
         names, arrays = [name for name, _ in given], [param for _, param in given]
         groups = [{"names": names, "params": arrays, "weight_decay": weight_decay}]

@@ -72,6 +72,19 @@ def test_a_group_names_each_of_its_parameters(name):
     )
 
 
+def test_the_groups_given_to_an_optimizer_stay_as_they_are():
+    for package in (vit_numpy, vit_torch):
+        model = package.VisionTransformer(package.ViTConfig(**FIELDS))
+        groups = package.param_groups(model, 0.1)
+        before = [dict(group) for group in groups]
+        first = package.AdamW(groups, 0.1, betas=(0.5, 0.5), eps=1e-3)
+        second = package.AdamW(groups, 0.2)
+        assert [dict(group) for group in groups] == before
+        assert first.param_groups[0] is not second.param_groups[0]
+        for own in second.param_groups if package is vit_torch else ():
+            assert (own["lr"], own["betas"], own["eps"]) == (0.2, (0.9, 0.999), 1e-8)
+
+
 def other_model(package, model):
     return package.VisionTransformer(model.config), None
 
