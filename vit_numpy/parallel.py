@@ -8,9 +8,9 @@ the pieces' order.
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
@@ -79,39 +79,77 @@ def end_threads() -> None:
 
 
 @cache
-def _blas_controller() -> Any:
-    """Return threadpoolctl's handle on the BLAS libraries, or None without it."""
+def _blas_libraries() -> Sequence[Any]:
+    """Return threadpoolctl's handles on the BLAS libraries; none without it."""
     try:
         from threadpoolctl import ThreadpoolController
     except ModuleNotFoundError:
-        return None
-    return ThreadpoolController()
+        return ()
+    libraries: Sequence[Any] = (
+        ThreadpoolController().select(user_api="blas").lib_controllers
+    )
+    return libraries
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
+# All threads of the process share BLAS's number of threads: what the blocks that they
+# are in ask for, and what each library had before the first of them.
+_blas_lock = Lock()
+_blas_asked: list[int] = []
+_blas_before: list[int] = []
+
+
+@contextmanager
+def _blas_threads(threads: int) -> Iterator[None]:
+    """Have BLAS use so many threads at most, whatever blocks of others overlap.
+
+    The smallest number that is asked for counts. The first block to be entered keeps
+    what it was, and the last to be left restores it.
+    """
+    with _blas_lock:
+        if not _blas_asked:
+            _blas_before[:] = [library.num_threads for library in _blas_libraries()]
+        _blas_asked.append(threads)
+        _set_blas_threads()
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_asked.remove(threads)
+            _set_blas_threads()
+
+
+def _set_blas_threads() -> None:
+    """Set what is asked for, or else what was before."""
+    for library, before in zip(_blas_libraries(), _blas_before, strict=True):
+        threads = min(_blas_asked, default=before)
+        if library.num_threads != threads:
+            # threadpoolctl 3.8 hears only the thread that was first to set a number.
+            release = getattr(library, "clear_controlling_thread", None)
+            if release:
+                release(force=True)
+            library.set_num_threads(threads)
+            if release:
+                release()
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
     """Return a context in which a matrix product runs on one thread.
 
     Threads that each started BLAS's own would fight for the cores, and how BLAS cuts up
     a product would depend on them. Without threadpoolctl (the extra ``train``) this
     changes nothing; set OPENBLAS_NUM_THREADS=1 then.
     """
-    controller = _blas_controller()
-    return controller.limit(limits=1, user_api="blas") if controller else nullcontext()
+    return _blas_threads(1)
 
 
-def all_blas_threads() -> AbstractContextManager[Any]:
+def all_blas_threads() -> AbstractContextManager[None]:
     """Return a context in which a matrix product runs on as many threads as work does.
 
-    BLAS cuts up rows and columns of the result, not the sums, so that this changes no
-    bit. Without threadpoolctl it changes nothing at all.
+    On one, where any thread is within `one_blas_thread`. BLAS cuts up rows and columns
+    of the result, not the sums, so that this changes no bit. Without threadpoolctl it
+    changes nothing at all.
     """
-    controller = _blas_controller()
-    if controller is None:
-        return nullcontext()
-    context: AbstractContextManager[Any] = controller.limit(
-        limits=_num_threads, user_api="blas"
-    )
-    return context
+    return _blas_threads(_num_threads)
 
 
 def fold(

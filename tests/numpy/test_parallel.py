@@ -3,6 +3,7 @@
 import platform
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,6 +87,35 @@ def test_blas_runs_on_one_thread_inside():
     with parallel.one_blas_thread():
         blas = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
         assert {p["num_threads"] for p in blas} == {1}
+
+
+def test_blocks_of_several_threads_leave_blas_as_it_was(monkeypatch):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    monkeypatch.setattr(parallel, "_num_threads", 2)
+
+    def blas():
+        found = threadpoolctl.threadpool_info()
+        return {p["num_threads"] for p in found if p["user_api"] == "blas"}
+
+    everything = parallel.all_blas_threads()
+    one, other = parallel.one_blas_thread(), parallel.one_blas_thread()
+    with (
+        threadpoolctl.threadpool_limits(3, "blas"),
+        ThreadPoolExecutor(1) as first,
+        ThreadPoolExecutor(1) as second,
+    ):
+        seen = []
+        for thread, step, *error in (
+            (first, everything.__enter__),
+            (first, one.__enter__),
+            (second, other.__enter__),
+            (first, one.__exit__, None, None, None),
+            (second, other.__exit__, None, None, None),
+            (first, everything.__exit__, None, None, None),
+        ):
+            thread.submit(step, *error).result()
+            seen.append(blas())
+    assert seen == [{2}, {1}, {1}, {1}, {2}, {3}]
 
 
 def test_keep_freed_memory_says_whether_it_did():
