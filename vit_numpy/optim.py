@@ -497,7 +497,9 @@ def grad_norm(grads: Mapping[str, Array]) -> np.floating[Any]:
     """
     if not grads:
         raise ValueError("grads must hold at least one gradient, got none")
-    return combined_norm(np.sqrt(np.vdot(grad, grad)) for grad in grads.values())
+    # BLAS cuts up long sums in float64: their bits depend on its threads.
+    with parallel.one_blas_thread():
+        return combined_norm(np.sqrt(np.vdot(grad, grad)) for grad in grads.values())
 
 
 def combined_norm(norms: Iterable[np.floating[Any]]) -> np.floating[Any]:

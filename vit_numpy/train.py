@@ -322,7 +322,8 @@ class Trainer:
                 np.add(one.flat, other.flat, out=one.flat)
             outputs = outputs[::2]
         grads = outputs[0].views
-        squares = [np.vdot(grad, grad) for grad in grads.values()]
+        with parallel.one_blas_thread():
+            squares = [np.vdot(grad, grad) for grad in grads.values()]
         return reduce(_add, parts), grads, squares
 
     def _fail(self, what: str, value: float, tensors: Mapping[str, Array]) -> None:

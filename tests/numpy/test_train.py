@@ -9,7 +9,13 @@ from vit_numpy.init import init_weights
 from vit_numpy.loss import CrossEntropy
 from vit_numpy.model import VisionTransformer
 from vit_numpy.module import no_grad
-from vit_numpy.optim import AdamW, flatten_parameters, param_groups
+from vit_numpy.optim import (
+    AdamW,
+    clip_grad_norm,
+    flatten_parameters,
+    grad_norm,
+    param_groups,
+)
 from vit_numpy.schedule import Schedule
 from vit_numpy.train import Trainer, evaluate, num_shards
 
@@ -68,6 +74,23 @@ def test_bits_do_not_depend_on_threads(monkeypatch):
         np.testing.assert_array_equal(logits, runs[0][2])
         for name, value in state.items():
             np.testing.assert_array_equal(value, runs[0][1][name])
+
+
+def test_clipping_in_float64_does_not_depend_on_the_threads_of_blas():
+    """Which cuts up a sum of more than 10,000 products."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    rng = np.random.default_rng(0)
+    grads = {"a": rng.normal(size=300_000), "b": rng.normal(size=200_000)}
+    found = []
+    for threads in (1, 2, 3):
+        clipped = {name: grad.copy() for name, grad in grads.items()}
+        with threadpoolctl.threadpool_limits(threads, "blas"):
+            norm = clip_grad_norm(clipped, 1.0)
+            assert norm == grad_norm(grads)
+        found.append((norm, clipped))
+    for norm, clipped in found[1:]:
+        assert norm == found[0][0]
+        np.testing.assert_array_equal(clipped["a"], found[0][1]["a"])
 
 
 def test_shards_give_the_gradient_of_the_whole_batch(monkeypatch):

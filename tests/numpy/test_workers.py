@@ -200,6 +200,25 @@ def test_a_changed_model_is_refused(change, name):
             trainer.step(*batch(1))
 
 
+def test_bits_of_float64_do_not_depend_on_the_threads_of_blas():
+    """Which cuts up a sum of more than 10,000 products, as for a norm."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    fields = CONFIG.to_dict() | {"dim": 128, "depth": 1, "mlp_dim": 1024}
+    wide = ViTConfig.from_dict(fields)
+    runs = []
+    for threads in (1, 2, 3):
+        with threadpoolctl.threadpool_limits(threads, "blas"):
+            for processes in (1, 2):
+                options = dict(dtype=np.float64, clip_norm=1e-3)
+                with make(processes, wide, **options) as trainer:
+                    # Gradients of other layers count for more than the head's then.
+                    head = trainer.model.head.weight
+                    head += np.random.default_rng(0).normal(size=head.shape)
+                    runs.append(run(trainer, size=4))
+    for other in runs[1:]:
+        assert_same(other, runs[0])
+
+
 def test_batches_may_grow():
     config = preset("network1", act_drop=0.0)
     rng = np.random.default_rng(0)
