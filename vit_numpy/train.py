@@ -15,7 +15,13 @@ from vit_numpy.loss import CrossEntropy, Loss
 from vit_numpy.masks import KeyedMasks
 from vit_numpy.model import VisionTransformer
 from vit_numpy.module import Array, Grads, no_grad
-from vit_numpy.optim import Optimizer, clip_grad_norm, combined_norm, layer_of
+from vit_numpy.optim import (
+    Optimizer,
+    check_state,
+    clip_grad_norm,
+    combined_norm,
+    layer_of,
+)
 from vit_numpy.schedule import Schedule
 from vit_numpy.workers import Unchanged, Workers, is_shared
 
@@ -31,6 +37,9 @@ _MOST_SHARDS = 8
 
 # Evaluation sums up nothing, so that its pieces can be smaller.
 _PIECE_ROWS = 512
+
+# The parts of a trainer's state that are arrays, and what messages call them.
+_PARTS = {"model": "state", "optimizer": "optimizer state", "ema": "average"}
 
 
 class StepMasks(Protocol):
@@ -356,8 +365,9 @@ class Trainer:
 
         Raises
         ------
-        ValueError
-            If an array is missing or unknown, or its shape differs.
+        TypeError, ValueError
+            If a part or an array is missing, an array is unknown or of another shape,
+            or `step` or `seed` no int of at least 0; nothing is changed then.
         """
         if (self.ema is not None) != ("ema" in state):
             has, wants = ("an", "none") if self.ema is None else ("no", "one")
@@ -365,6 +375,17 @@ class Trainer:
                 f"the state has {has} average of the parameters, but the trainer "
                 f"{wants}; give the same ema to both"
             )
+        own = self.state_dict()
+        for name in own:
+            if name not in state:
+                raise ValueError(
+                    f"the training state has no {name!r}; give all of state_dict()"
+                )
+        check_int("step", state["step"], 0)
+        check_int("seed", state["seed"], 0)
+        for part, kind in _PARTS.items():
+            if part in own:
+                check_state(kind, _shapes(own[part]), _shapes(state[part]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
@@ -458,6 +479,11 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
         f"{what} is {value} at step {trainer.steps + 1}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
     )
+
+
+def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array."""
+    return {name: np.shape(array) for name, array in arrays.items()}
 
 
 def _trained(model: VisionTransformer, optimizer: Optimizer) -> set[str]:

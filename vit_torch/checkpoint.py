@@ -215,7 +215,6 @@ def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
     parts = _split(arrays)
     weights = parts[""]
     _check_dtypes(path, trainer.model, weights)
-    _check_names(path, trainer.model, weights)
     training = header["training"]
     try:
         state = {

@@ -12,8 +12,11 @@ from vit_torch.layers.dropout import Dropout, MaskSource
 from vit_torch.loss import CrossEntropy
 from vit_torch.masks import KeyedMasks
 from vit_torch.model import VisionTransformer
-from vit_torch.optim import SGD, Adam, AdamW, clip_grad_norm, grad_norm
+from vit_torch.optim import SGD, Adam, AdamW, check_state, clip_grad_norm, grad_norm
 from vit_torch.schedule import Schedule
+
+# The parts of a trainer's state that are arrays, and what messages call them.
+_PARTS = {"model": "state", "optimizer": "optimizer state", "ema": "average"}
 
 
 class StepMasks(Protocol):
@@ -226,8 +229,9 @@ class Trainer:
 
         Raises
         ------
-        ValueError
-            If an array is missing or unknown, or its shape differs.
+        TypeError, ValueError
+            If a part or an array is missing, an array is unknown or of another shape,
+            or `step` or `seed` no int of at least 0; nothing is changed then.
         """
         if (self.ema is not None) != ("ema" in state):
             has, wants = ("an", "none") if self.ema is None else ("no", "one")
@@ -235,6 +239,17 @@ class Trainer:
                 f"the state has {has} average of the parameters, but the trainer "
                 f"{wants}; give the same ema to both"
             )
+        own = self.state_dict()
+        for name in own:
+            if name not in state:
+                raise ValueError(
+                    f"the training state has no {name!r}; give all of state_dict()"
+                )
+        check_int("step", state["step"], 0)
+        check_int("seed", state["seed"], 0)
+        for part, kind in _PARTS.items():
+            if part in own:
+                check_state(kind, _shapes(own[part]), _shapes(state[part]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
@@ -313,6 +328,11 @@ def failure(what: str, value: float, trainer: Trainer, bad: str | None) -> str:
         f"{what} is {value} at step {trainer.steps + 1}; {tensor}"
         f"try {clip} clip_norm or a lower rate than lr={trainer.optimizer.lr:g}"
     )
+
+
+def _shapes(arrays: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array."""
+    return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 def _trained(model: VisionTransformer, optimizer: SGD | Adam | AdamW) -> set[str]:

@@ -290,6 +290,53 @@ def test_a_training_state_of_something_else_is_refused(backend, tmp_path):
         backend.checkpoint.load_training(path, backend.trainer(mlp_dim=8))
 
 
+def without(part, name):
+    def change(state):
+        state[part] = {k: v for k, v in state[part].items() if k != name}
+
+    return change
+
+
+WRONG_STATES = {
+    "no part": (lambda s: s.pop("seed"), "the training state has no 'seed'"),
+    "missing weight": (without("model", "head.bias"), r"^state has no 'head\.bias'"),
+    "missing moment": (
+        without("optimizer", "exp_avg.head.bias"),
+        r"optimizer state has no 'exp_avg\.head\.bias'",
+    ),
+    "unknown weight": (
+        lambda s: s.update(model=s["model"] | {"haed.bias": s["model"]["head.bias"]}),
+        r"in the state 'haed\.bias'; did you mean 'head\.bias'",
+    ),
+    "shape": (
+        lambda s: s.update(model=s["model"] | {"head.bias": s["model"]["cls_token"]}),
+        r"head\.bias must have shape \(4,\), got shape \(1, 1, 8\)",
+    ),
+    "text": (lambda s: s.update(step="7"), "step must be an int, got step='7'"),
+    "below 0": (lambda s: s.update(step=-3), "step must be at least 0, got step=-3"),
+    "part of a step": (lambda s: s.update(seed=1.5), "seed must be an int, got"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_STATES)
+def test_a_wrong_training_state_leaves_the_trainer_as_it_was(case):
+    change, message = WRONG_STATES[case]
+    said = []
+    for backend in BACKENDS:
+        trained = backend.trainer(seed=1)
+        trained.step(*backend.batch(0))
+        state = trained.state_dict()
+        change(state)
+        trainer, same_start = backend.trainer(), backend.trainer()
+        with pytest.raises((TypeError, ValueError), match=message) as caught:
+            trainer.load_state_dict(state)
+        said.append((caught.type, str(caught.value)))
+        same(backend, same_start.model, backend, trainer.model)
+        same(backend, same_start.optimizer, backend, trainer.optimizer)
+        assert (trainer.steps, trainer.seed) == (0, 0)
+    assert said[0] == said[1]
+
+
 def test_nothing_is_unpickled(tmp_path):
     path = tmp_path / "evil.pt"
     torch.save({"state_dict": Path("surprise")}, path)
