@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vit_torch.config import ViTConfig, unknown
+from vit_torch.config import ViTConfig, check_int, unknown
 from vit_torch.loss import dtype_name
 from vit_torch.model import VisionTransformer, check_config
 from vit_torch.train import Trainer
@@ -197,7 +197,8 @@ def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file holds no training state, or that of another model or optimizer.
+        If the file holds no training state, a wrong one, or that of another model or
+        optimizer; the trainer is as before then.
     """
     fields, arrays, header = load(path)
     if "training" not in header:
@@ -206,7 +207,7 @@ def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
             "start from it with from_pretrained"
         )
     own = trainer.model.config.to_dict()
-    for name, value in ViTConfig.from_dict(fields).to_dict().items():
+    for name, value in _config(path, fields).to_dict().items():
         if value != own[name]:
             raise ValueError(
                 f"{path} was trained with {name}={value!r}, "
@@ -217,6 +218,7 @@ def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
     _check_dtypes(path, trainer.model, weights)
     training = header["training"]
     try:
+        check_int("epoch", training["epoch"], 0)
         state = {
             "step": training["step"],
             "seed": training["seed"],
@@ -226,7 +228,7 @@ def load_training(path: AnyPath, trainer: Trainer) -> dict[str, Any]:
         if parts[AVERAGE]:
             state["ema"] = parts[AVERAGE]
         trainer.load_state_dict(state)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {_reason(error)}") from None
     return header
 
@@ -322,8 +324,13 @@ def _load_foreign(
 
 def _build(path: AnyPath, fields: Mapping[str, Any]) -> VisionTransformer:
     """Build a model from a file's configuration; errors name the file."""
+    return VisionTransformer(_config(path, fields))
+
+
+def _config(path: AnyPath, fields: Mapping[str, Any]) -> ViTConfig:
+    """Return a file's configuration; errors name the file."""
     try:
-        return VisionTransformer(ViTConfig.from_dict(fields))
+        return ViTConfig.from_dict(fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -420,7 +427,8 @@ def _parse(path: AnyPath, text: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
         written = header["format"]
-        for key in ("config", *sorted(header.keys() & {"metadata", "preprocessing"})):
+        optional = header.keys() & {"metadata", "preprocessing", "training"}
+        for key in ("config", *sorted(optional)):
             if not isinstance(header[key], dict):
                 raise TypeError(f"{key} is no object")
     except (KeyError, TypeError, ValueError) as error:

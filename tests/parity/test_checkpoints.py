@@ -337,6 +337,52 @@ def test_a_wrong_training_state_leaves_the_trainer_as_it_was(case):
     assert said[0] == said[1]
 
 
+def rewrite(path, **entries):
+    """Put other entries into a file's header."""
+    arrays, metadata = numpy_checkpoint.read_safetensors(path)
+    header = json.loads(metadata["vit_parity"]) | entries
+    numpy_checkpoint.write_safetensors(path, arrays, {"vit_parity": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"training": 5}, "cannot be read .*training is no object"),
+        ({"training": {}}, "the training state has no 'epoch'"),
+        ({"training": {"epoch": 1, "seed": 0}}, "the training state has no 'step'"),
+        (
+            {"training": {"epoch": 1, "seed": 0, "step": "7"}},
+            "step must be an int, got step='7'",
+        ),
+        (
+            {"training": {"epoch": 1, "seed": -1, "step": 7}},
+            "seed must be at least 0, got seed=-1",
+        ),
+        (
+            {"training": {"epoch": None, "seed": 0, "step": 7}},
+            "epoch must be an int, got epoch=None",
+        ),
+        ({"config": FIELDS | {"dim": "8"}}, "dim must be an int, got dim='8'"),
+        ({"config": FIELDS | {"dmi": 8}}, "did you mean 'dim'"),
+    ],
+    ids=str,
+)
+def test_a_training_state_with_a_wrong_header_is_refused_by_name(
+    entries, message, tmp_path
+):
+    path = tmp_path / "state.safetensors"
+    numpy_checkpoint.save_training(path, BACKENDS[0].trainer())
+    rewrite(path, **entries)
+    said = []
+    for backend in BACKENDS:
+        trainer = backend.trainer(seed=1)
+        with pytest.raises(ValueError, match=rf"state\.safetensors: .*{message}") as e:
+            backend.checkpoint.load_training(path, trainer)
+        said.append(str(e.value))
+        assert trainer.steps == 0
+    assert said[0] == said[1]
+
+
 def test_nothing_is_unpickled(tmp_path):
     path = tmp_path / "evil.pt"
     torch.save({"state_dict": Path("surprise")}, path)
