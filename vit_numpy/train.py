@@ -13,7 +13,7 @@ from vit_numpy.ema import EMA
 from vit_numpy.layers.dropout import Dropout, MaskSource
 from vit_numpy.loss import CrossEntropy, Loss
 from vit_numpy.masks import KeyedMasks
-from vit_numpy.model import VisionTransformer
+from vit_numpy.model import VisionTransformer, check_kind
 from vit_numpy.module import Array, Grads, no_grad
 from vit_numpy.optim import (
     Optimizer,
@@ -231,6 +231,7 @@ class Trainer:
         RuntimeError
             If there are several, and the model is no longer the one that they have.
         """
+        check_kind(images)
         batch_size = len(images)
         if len(labels) != batch_size:
             raise ValueError(
@@ -412,6 +413,7 @@ def evaluate(model: VisionTransformer, images: Array, batch_size: int = 256) -> 
         As the model's forward; if `batch_size` is no int, or below 1.
     """
     check_int("batch_size", batch_size, 1)
+    check_kind(images)
     spans = []
     for start in range(0, max(len(images), 1), batch_size):
         size = min(batch_size, len(images) - start)

@@ -232,11 +232,7 @@ class VisionTransformer(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         """Raise unless the images are what the configuration and parameters ask for."""
-        if not isinstance(images, Tensor):
-            raise TypeError(
-                "images must be an array for vit_numpy and a tensor for vit_torch, "
-                f"got {type(images).__name__}"
-            )
+        check_kind(images)
         config = self.config
         got = tuple(images.shape)
         shape = (config.in_chans, *config.image_hw)
@@ -263,6 +259,15 @@ def check_config(config: object) -> None:
             "config must be this package's ViTConfig, "
             f"got {type(config).__module__}.{type(config).__qualname__}; "
             "make one with preset, or ViTConfig.from_dict(config.to_dict())"
+        )
+
+
+def check_kind(images: object) -> None:
+    """Raise unless `images` are of this backend's kind."""
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            "images must be an array for vit_numpy and a tensor for vit_torch, "
+            f"got {type(images).__name__}"
         )
 
 

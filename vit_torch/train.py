@@ -11,7 +11,7 @@ from vit_torch.ema import EMA
 from vit_torch.layers.dropout import Dropout, MaskSource
 from vit_torch.loss import CrossEntropy
 from vit_torch.masks import KeyedMasks
-from vit_torch.model import VisionTransformer
+from vit_torch.model import VisionTransformer, check_kind
 from vit_torch.optim import SGD, Adam, AdamW, check_state, clip_grad_norm, grad_norm
 from vit_torch.schedule import Schedule
 
@@ -143,6 +143,7 @@ class Trainer:
         TypeError, ValueError
             As the model's forward and the loss.
         """
+        check_kind(images)
         batch_size = len(images)
         if len(labels) != batch_size:
             raise ValueError(
@@ -296,6 +297,7 @@ def evaluate(model: VisionTransformer, images: Tensor, batch_size: int = 256) ->
         As the model's forward; if `batch_size` is no int, or below 1.
     """
     check_int("batch_size", batch_size, 1)
+    check_kind(images)
     training = model.training
     model.eval()
     try:

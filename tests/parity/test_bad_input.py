@@ -85,6 +85,25 @@ def test_the_groups_given_to_an_optimizer_stay_as_they_are():
             assert (own["lr"], own["betas"], own["eps"]) == (0.2, (0.9, 0.999), 1e-8)
 
 
+@pytest.mark.parametrize("given", [np.zeros, torch.zeros, lambda _: [[0.0]]])
+def test_training_and_evaluation_refuse_images_of_the_other_kind(given):
+    for package, own in ((vit_numpy, np.zeros), (vit_torch, torch.zeros)):
+        if given is own:
+            continue
+        model = package.VisionTransformer(package.ViTConfig(**FIELDS))
+        trainer = package.Trainer(model, package.SGD(model.named_parameters(), 0.1))
+        images = given((2, 1, 8, 8))
+        for use in (
+            lambda: trainer.step(images, [0, 1]),  # noqa: B023
+            lambda: package.evaluate(model, images),  # noqa: B023
+        ):
+            assert answer(use) == (
+                TypeError,
+                "images must be an array for vit_numpy and a tensor for vit_torch, "
+                f"got {type(images).__name__}",
+            )
+
+
 def other_model(package, model):
     return package.VisionTransformer(model.config), None
 
