@@ -126,7 +126,7 @@ class Mix:
             else:
                 images, shares = cut_mix(images, partners, drawn)
             own *= shares
-        targets = one_hot(labels, self.num_classes).to(images.dtype)
+        targets = one_hot(labels.long(), self.num_classes).to(images.dtype)
         share = own[:, None].to(images.dtype)
         rest = (1 - own)[:, None].to(images.dtype)
         return images, share * targets + rest * targets.roll(1, 0)

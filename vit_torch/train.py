@@ -311,7 +311,7 @@ def evaluate(model: VisionTransformer, images: Tensor, batch_size: int = 256) ->
 
 def count_correct(logits: Tensor, targets: Tensor) -> int:
     """Return how many rows have their largest logit at the target's largest."""
-    labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+    labels = targets.long() if targets.ndim == 1 else targets.argmax(dim=1)
     return int((logits.argmax(dim=1) == labels).sum())
 
 

@@ -1,6 +1,7 @@
 """What the twins answer to input that no row of the table refuses: the same."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -29,6 +30,25 @@ def test_unsigned_labels_are_labels_in_both(dtype):
         torch.from_numpy(logits), torch.from_numpy(labels)
     )
     assert ours == pytest.approx(float(theirs), rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint64"])
+def test_labels_of_any_integers_are_mixed_and_trained_on_in_both(dtype):
+    images = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32)
+    labels = np.array([3, 0, 1, 3], dtype)
+    found = []
+    for package in (vit_numpy, vit_torch):
+        batch = [images, labels]
+        if package is vit_torch:
+            batch = [torch.from_numpy(array) for array in batch]
+        model = package.VisionTransformer(package.ViTConfig(**FIELDS, num_classes=4))
+        package.init_weights(model, 0)
+        trainer = package.Trainer(model, package.SGD(model.named_parameters(), 0.1))
+        augment = import_module(f"{package.__name__}.augment")
+        mix = augment.Mix([augment.CutMix()], 4)
+        found.append((trainer.step(*batch).accuracy, mix(*batch, 0, range(4))[1]))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1].numpy())
 
 
 @pytest.mark.parametrize("label", [4, 2**63 + 5])
