@@ -596,13 +596,36 @@ def check_state(
             raise ValueError(f"{name} must have shape {own[name]}, got shape {shape}")
 
 
+def _check_pairs(pairs: Sequence[Any]) -> None:
+    """Raise unless each is the name of a parameter, and the parameter."""
+    for pair in pairs:
+        if not (
+            isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], np.ndarray)
+        ):
+            raise TypeError(
+                "params must be (name, parameter) pairs, as model.named_parameters() "
+                f"gives, or groups, as param_groups gives, got {type(pair).__name__}"
+            )
+
+
 def _as_groups(params: Params, weight_decay: float) -> list[ParamGroup]:
-    """Return `params` as groups; raise for none, or for a name given twice."""
-    given: list[Any] = list(params)
+    """Return `params` as groups; raise for what is neither, none, or named twice."""
+    given: list[Any] = list(params) if isinstance(params, Iterable) else [params]
     if given and all(isinstance(group, dict) for group in given):
+        for group in given:
+            for key in ("names", "params", "weight_decay"):
+                if key not in group:
+                    raise ValueError(
+                        "a group must hold names, params and weight_decay, "
+                        f"got no {key}; make groups with param_groups"
+                    )
         # Copies: an optimizer writes its settings into its groups.
-        groups: list[ParamGroup] = [group.copy() for group in given]
+        groups: list[Any] = [dict(group) for group in given]
     else:
+        _check_pairs(given)
         names, arrays = [name for name, _ in given], [param for _, param in given]
         groups = [{"names": names, "params": arrays, "weight_decay": weight_decay}]
     seen = [name for group in groups for name in group["names"]]

@@ -92,6 +92,36 @@ def test_a_group_names_each_of_its_parameters(name):
     )
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_parameters_come_in_pairs_with_their_names_or_in_groups(name):
+    for package, array in ((vit_numpy, np.zeros(2)), (vit_torch, torch.zeros(2))):
+        optimizer = getattr(package, name)
+        kind = type(array).__name__
+        for params, got in (
+            ([array], kind),
+            (array[None], kind),
+            ({"a": array}, "str"),
+            ([("a", array), array], kind),
+            ([("a", 1.0)], "tuple"),
+            ([(array, "a")], "tuple"),
+            ([("a", array), {"names": ["b"], "params": [array]}], "dict"),
+            (3, "int"),
+        ):
+            assert answer(lambda: optimizer(params, lr=0.1)) == (  # noqa: B023
+                TypeError,
+                "params must be (name, parameter) pairs, as model.named_parameters() "
+                f"gives, or groups, as param_groups gives, got {got}",
+            )
+        whole = {"names": ["a"], "params": [array], "weight_decay": 0.0}
+        for key in whole:
+            group = {k: v for k, v in whole.items() if k != key}
+            assert answer(lambda: optimizer([whole, group], lr=0.1)) == (  # noqa: B023
+                ValueError,
+                f"a group must hold names, params and weight_decay, got no {key}; "
+                "make groups with param_groups",
+            )
+
+
 def test_the_groups_given_to_an_optimizer_stay_as_they_are():
     for package in (vit_numpy, vit_torch):
         model = package.VisionTransformer(package.ViTConfig(**FIELDS))
