@@ -20,6 +20,8 @@ FINAL_NORMS = ("before", "after", "none")
 # here than by an allocator.
 LARGEST = 2**24
 
+LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViTConfig:
@@ -51,7 +53,8 @@ class ViTConfig:
     qk_norm : bool, default False
         Normalise each head's queries and keys (Dehghani et al. 2023, section 2).
     layer_scale : float, optional
-        Initial value of LayerScale on both branches of a block; None builds none.
+        Initial value of LayerScale on both branches of a block, within float32's range;
+        None builds none.
     class_token : bool, default True
     num_registers : int, default 0
         Register tokens R (Darcet et al. 2023).
@@ -155,7 +158,7 @@ class ViTConfig:
                 )
         check_positive("norm_eps", self.norm_eps)
         if self.layer_scale is not None:
-            check_number("layer_scale", self.layer_scale)
+            check_float32("layer_scale", self.layer_scale)
         for name in (
             "pos_drop",
             "attn_drop",
@@ -296,6 +299,16 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {name}={value!r}")
     if not -sys.float_info.max <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {name}={value}")
+
+
+def check_float32(name: str, value: Any) -> None:
+    """Raise unless `value` is a number that float32 can hold, as new parameters are."""
+    check_number(name, value)
+    if not -LARGEST_FLOAT32 <= value <= LARGEST_FLOAT32:
+        raise ValueError(
+            f"{name} must be at most {LARGEST_FLOAT32:.4g} in size, as float32 holds, "
+            f"got {name}={value}"
+        )
 
 
 def check_positive(name: str, value: Any) -> None:

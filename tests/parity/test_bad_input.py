@@ -246,6 +246,23 @@ def test_sizes_that_no_network_has_are_refused(fields, text):
         assert answer(lambda: package.ViTConfig(**fields)) == (ValueError, text)  # noqa: B023
 
 
+@pytest.mark.parametrize("value", [1e39, -3.5e38, 10**40])
+def test_a_layer_scale_that_float32_cannot_hold_is_refused(value):
+    for package in (vit_numpy, vit_torch):
+        for name, use in (
+            ("layer_scale", lambda: package.ViTConfig(layer_scale=value)),  # noqa: B023
+            ("init", lambda: package.layers.LayerScale(4, value)),  # noqa: B023
+        ):
+            assert answer(use) == (
+                ValueError,
+                f"{name} must be at most 3.403e+38 in size, as float32 holds, "
+                f"got {name}={value}",
+            )
+        largest = float(np.finfo(np.float32).max)
+        assert package.layers.LayerScale(4, largest).gamma.tolist() == [largest] * 4
+        package.ViTConfig(layer_scale=-largest)
+
+
 def test_the_largest_size_is_allowed():
     for package in (vit_numpy, vit_torch):
         package.ViTConfig(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_numpy.config import check_int, check_number
+from vit_numpy.config import check_float32, check_int
 from vit_numpy.functional import column_sum
 from vit_numpy.module import Array, Grads, Module, saved
 
@@ -34,7 +34,7 @@ class LayerScale(Module):
     Raises
     ------
     TypeError, ValueError
-        If `dim` is no int or below 1, or `init` is no finite number.
+        If `dim` is no int or below 1, or `init` is no number that float32 holds.
 
     Notes
     -----
@@ -51,7 +51,7 @@ class LayerScale(Module):
 
     def __init__(self, dim: int, init: float = 1e-5) -> None:
         check_int("dim", dim, 1)
-        check_number("init", init)
+        check_float32("init", init)
         self.gamma: Array = np.full(dim, init, np.float32)
 
     def forward(self, x: Array) -> tuple[Array, LayerScaleCache | None]:

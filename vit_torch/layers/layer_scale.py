@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vit_torch.config import check_int, check_number
+from vit_torch.config import check_float32, check_int
 
 
 class LayerScale(nn.Module):
@@ -27,7 +27,7 @@ class LayerScale(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If `dim` is no int or below 1, or `init` is no finite number.
+        If `dim` is no int or below 1, or `init` is no number that float32 holds.
 
     References
     ----------
@@ -36,7 +36,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float = 1e-5) -> None:
         check_int("dim", dim, 1)
-        check_number("init", init)
+        check_float32("init", init)
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
