@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_numpy.config import check_rate
 from vit_numpy.module import Array, Module
-from vit_numpy.optim import check_state
+from vit_numpy.optim import check_state, check_step
 
 
 class EMA:
@@ -90,13 +90,15 @@ class EMA:
         Raises
         ------
         ValueError
-            If a name is missing or unknown or a shape differs; nothing is changed then.
+            If a name is missing or unknown, a shape differs, or the step is no count;
+            nothing is changed then.
         """
         check_state(
             "average",
             {name: array.shape for name, array in self.state_dict().items()},
             {name: np.shape(array) for name, array in state.items()},
         )
+        check_step("average", state["step"])
         self.steps = int(state["step"])
         for name, array in self.average.items():
             array[...] = state[name]

@@ -284,7 +284,8 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            If a name is missing or unknown or a shape differs; nothing is changed then.
+            If a name is missing or unknown, a shape differs, or the step is no count;
+            nothing is changed then.
         """
         own = self.state_dict()
         check_state(
@@ -292,6 +293,7 @@ class Optimizer(ABC):
             {name: array.shape for name, array in own.items()},
             {name: np.shape(array) for name, array in state.items()},
         )
+        check_step("optimizer state", state["step"])
         self.steps = int(state["step"])
         for name, array in self._state.items():
             array[...] = state[name]
@@ -594,6 +596,15 @@ def check_state(
             raise ValueError(unknown(f"name in the {kind}", name, own))
         if shape != own[name]:
             raise ValueError(f"{name} must have shape {own[name]}, got shape {shape}")
+
+
+def check_step(kind: str, step: Array) -> None:
+    """Raise unless a saved number of steps is a whole number of at least 0."""
+    value = float(step)
+    if value < 0 or not value.is_integer():
+        raise ValueError(
+            f"step in the {kind} must be a whole number of at least 0, got {value:g}"
+        )
 
 
 def _check_pairs(pairs: Sequence[Any]) -> None:

@@ -18,6 +18,7 @@ from vit_numpy.module import Array, Grads, no_grad
 from vit_numpy.optim import (
     Optimizer,
     check_state,
+    check_step,
     clip_grad_norm,
     combined_norm,
     layer_of,
@@ -368,7 +369,7 @@ class Trainer:
         ------
         TypeError, ValueError
             If a part or an array is missing, an array is unknown or of another shape,
-            or `step` or `seed` no int of at least 0; nothing is changed then.
+            or a step or the seed no count from 0 on; nothing is changed then.
         """
         if (self.ema is not None) != ("ema" in state):
             has, wants = ("an", "none") if self.ema is None else ("no", "one")
@@ -387,6 +388,8 @@ class Trainer:
         for part, kind in _PARTS.items():
             if part in own:
                 check_state(kind, _shapes(own[part]), _shapes(state[part]))
+            if part in own and part != "model":
+                check_step(kind, state[part]["step"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

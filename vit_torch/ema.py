@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_torch.config import check_rate
-from vit_torch.optim import check_state
+from vit_torch.optim import check_state, check_step
 
 
 class EMA:
@@ -84,13 +84,15 @@ class EMA:
         Raises
         ------
         ValueError
-            If a name is missing or unknown or a shape differs; nothing is changed then.
+            If a name is missing or unknown, a shape differs, or the step is no count;
+            nothing is changed then.
         """
         check_state(
             "average",
             {name: tuple(array.shape) for name, array in self.state_dict().items()},
             {name: tuple(array.shape) for name, array in state.items()},
         )
+        check_step("average", state["step"])
         self.steps = int(state["step"])
         for name, array in self.average.items():
             array.copy_(state[name])

@@ -177,13 +177,15 @@ class _Named(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If a name is missing or unknown or a shape differs; nothing is changed then.
+            If a name is missing or unknown, a shape differs, or the step is no count;
+            nothing is changed then.
         """
         check_state(
             "optimizer state",
             {name: tuple(value.shape) for name, value in self.state_dict().items()},
             {name: tuple(value.shape) for name, value in state.items()},
         )
+        check_step("optimizer state", state["step"])
         self._steps = int(state["step"])
         self.state.clear()
         if not self._steps:
@@ -460,6 +462,15 @@ def check_state(
             raise ValueError(unknown(f"name in the {kind}", name, own))
         if shape != own[name]:
             raise ValueError(f"{name} must have shape {own[name]}, got shape {shape}")
+
+
+def check_step(kind: str, step: Tensor) -> None:
+    """Raise unless a saved number of steps is a whole number of at least 0."""
+    value = float(step)
+    if value < 0 or not value.is_integer():
+        raise ValueError(
+            f"step in the {kind} must be a whole number of at least 0, got {value:g}"
+        )
 
 
 def _check_pairs(pairs: Sequence[Any]) -> None:

@@ -12,7 +12,15 @@ from vit_torch.layers.dropout import Dropout, MaskSource
 from vit_torch.loss import CrossEntropy
 from vit_torch.masks import KeyedMasks
 from vit_torch.model import VisionTransformer, check_kind
-from vit_torch.optim import SGD, Adam, AdamW, check_state, clip_grad_norm, grad_norm
+from vit_torch.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    check_state,
+    check_step,
+    clip_grad_norm,
+    grad_norm,
+)
 from vit_torch.schedule import Schedule
 
 # The parts of a trainer's state that are arrays, and what messages call them.
@@ -232,7 +240,7 @@ class Trainer:
         ------
         TypeError, ValueError
             If a part or an array is missing, an array is unknown or of another shape,
-            or `step` or `seed` no int of at least 0; nothing is changed then.
+            or a step or the seed no count from 0 on; nothing is changed then.
         """
         if (self.ema is not None) != ("ema" in state):
             has, wants = ("an", "none") if self.ema is None else ("no", "one")
@@ -251,6 +259,8 @@ class Trainer:
         for part, kind in _PARTS.items():
             if part in own:
                 check_state(kind, _shapes(own[part]), _shapes(state[part]))
+            if part in own and part != "model":
+                check_step(kind, state[part]["step"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

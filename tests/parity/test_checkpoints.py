@@ -297,7 +297,18 @@ def without(part, name):
     return change
 
 
+def with_step(value):
+    def change(state):
+        step = state["optimizer"]["step"] * 0 + value
+        state["optimizer"] = state["optimizer"] | {"step": step}
+
+    return change
+
+
 WRONG_STATES = {
+    "half a step": (with_step(1.5), "step in the optimizer state must be a whole num"),
+    "no number": (with_step(float("nan")), "must be a whole number of at least 0, got"),
+    "step below 0": (with_step(-1), "of at least 0, got -1$"),
     "no part": (lambda s: s.pop("seed"), "the training state has no 'seed'"),
     "missing weight": (without("model", "head.bias"), r"^state has no 'head\.bias'"),
     "missing moment": (
