@@ -104,7 +104,7 @@ def load(path: AnyPath) -> Checkpoint:
             f"{path} holds no vit-parity configuration; "
             "convert it with `parity convert`, or open it with from_pretrained"
         )
-    header = _parse(path, metadata[HEADER])
+    header = parse_header(path, metadata[HEADER])
     return Checkpoint(header["config"], arrays, header)
 
 
@@ -268,6 +268,38 @@ def check_file(path: AnyPath) -> None:
         raise FileNotFoundError(f"{path} {kind}; give the path of a checkpoint file")
 
 
+def parse_header(path: AnyPath, text: str) -> dict[str, Any]:
+    """Read a header entry, and check that this version understands it.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or of another version's format.
+    """
+    try:
+        header = json.loads(text)
+        written = header["format"]
+        optional = header.keys() & {"metadata", "preprocessing", "training"}
+        for key in ("config", *sorted(optional)):
+            if not isinstance(header[key], dict):
+                raise TypeError(f"{key} is no object")
+        given = header.get("preprocessing")
+        if given is not None and not {"mean", "std"} <= given.keys():
+            raise ValueError("preprocessing must hold mean and std")
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: the header entry {HEADER!r} cannot be read ({error!r}); "
+            "write the file again"
+        ) from None
+    if written != FORMAT:
+        raise ValueError(
+            f"{path} has format {written}, this version reads {FORMAT}; "
+            "update vit-parity"
+        )
+    parsed: dict[str, Any] = header
+    return parsed
+
+
 def _split(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     """Return a file's arrays by the prefix of their names, and without it."""
     parts: dict[str, dict[str, Array]] = {"": {}, OPTIMIZER: {}, AVERAGE: {}}
@@ -426,29 +458,6 @@ def _header(
     if metadata is not None:
         header["metadata"] = dict(metadata)
     return header
-
-
-def _parse(path: AnyPath, text: str) -> dict[str, Any]:
-    """Read a header entry, and check that this version understands it."""
-    try:
-        header = json.loads(text)
-        written = header["format"]
-        optional = header.keys() & {"metadata", "preprocessing", "training"}
-        for key in ("config", *sorted(optional)):
-            if not isinstance(header[key], dict):
-                raise TypeError(f"{key} is no object")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: the header entry {HEADER!r} cannot be read ({error!r}); "
-            "write the file again"
-        ) from None
-    if written != FORMAT:
-        raise ValueError(
-            f"{path} has format {written}, this version reads {FORMAT}; "
-            "update vit-parity"
-        )
-    parsed: dict[str, Any] = header
-    return parsed
 
 
 def _own_version() -> str:

@@ -1,6 +1,5 @@
 """Weight files by kind: what arrays and what description a file holds."""
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from vit_numpy.checkpoint import (
     HEADER,
     check_file,
+    parse_header,
     read_safetensors,
     write_atomically,
 )
@@ -61,15 +61,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
     arrays, metadata = read_safetensors(path)
     header: dict[str, Any] = dict(metadata)
     if HEADER in metadata:
-        try:
-            header = json.loads(metadata[HEADER])
-            if not isinstance(header, dict):
-                raise ValueError("no object")
-        except (RecursionError, ValueError) as error:
-            raise ValueError(
-                f"{path}: the header entry {HEADER!r} cannot be read ({error}); "
-                "write the file again"
-            ) from None
+        header = parse_header(path, metadata[HEADER])
     return dict(arrays), header
 
 

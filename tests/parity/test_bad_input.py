@@ -1,6 +1,5 @@
 """What the twins answer to input that no row of the table refuses: the same."""
 
-import json
 from importlib import import_module
 
 import numpy as np
@@ -203,13 +202,30 @@ def test_the_twins_configurations_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["inspect", "convert"])
-def test_a_header_that_is_no_object_is_bad_input(tmp_path, capsys, command):
-    file = tmp_path / "list.safetensors"
-    save_file({"a": np.zeros(1)}, file, {"vit_parity": json.dumps([1])})
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("[1]", "the header entry 'vit_parity' cannot be read"),
+        ("[" * 100_000, "the header entry 'vit_parity' cannot be read"),
+        (
+            '{"format": 1, "config": {}, "preprocessing": {"mean": [0.5]}}',
+            "preprocessing must hold mean and std",
+        ),
+        ('{"format": 2, "config": {}}', "has format 2, this version reads 1"),
+    ],
+)
+def test_a_header_that_is_not_read_is_bad_input(
+    tmp_path, capsys, command, header, said
+):
+    file = tmp_path / "strange.safetensors"
+    save_file({"blocks.0.attn.qkv.weight": np.zeros(1)}, file, {"vit_parity": header})
+    for package in (vit_numpy, vit_torch):
+        with pytest.raises(ValueError, match=said):
+            package.from_pretrained(file)
     targets = [str(tmp_path / "new.safetensors")] if command == "convert" else []
     assert main([command, str(file), *targets]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the header entry 'vit_parity' cannot be read" in line
+    assert said in line
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
