@@ -239,6 +239,30 @@ def test_blindness_is_refused_unless_explained() -> None:
     assert_parity(constant, lambda x: x * 0, (2, 3), blind=blind)
 
 
+def test_skipping_a_check_runs_all_others() -> None:
+    calls = []
+
+    def tanh(x):
+        # Other last digits in each call, and memory read as if it had no gaps.
+        calls.append(1)
+        base = x if x.base is None else x.base
+        read = base.reshape(-1)[: x.size].reshape(x.shape)
+        noise = 1 + len(calls) % 3 * np.finfo(x.dtype).eps
+        y = np.tanh(read) * noise
+        return y.astype(x.dtype), lambda dy: dy * (1 - np.tanh(read) ** 2)
+
+    with pytest.raises(ParityError, match="strided"):
+        assert_parity(tanh, torch.tanh, (3, 4), skip=["repeatable"])
+
+
+def test_skipped_checks_leave_nothing_that_crashes() -> None:
+    def flat(x):
+        return x.reshape(-1), lambda dy: {}
+
+    skip = ["forward", "dx", "strided"]
+    assert_parity(flat, torch.clone, (3, 4), skip=skip)
+
+
 def test_arguments_are_checked() -> None:
     for options, message in (
         ({"dtype": "float16"}, "dtype"),
