@@ -19,7 +19,14 @@ from parity.errors import ParityError
 from parity.names import unknown_name
 from parity.pair import Blind, Pair, Problem
 from parity.report import finding_lines
-from parity.strategies import Array, Case, Configuration, generator, parameter
+from parity.strategies import (
+    LAYOUTS,
+    Array,
+    Case,
+    Configuration,
+    generator,
+    parameter,
+)
 
 _EXAMPLES = 3
 _SHOWN = 3
@@ -376,7 +383,8 @@ def _trials(pair: Pair, dtype: str, examples: int, seed: int) -> list[Trial]:
     trials: list[Trial] = []
     undecided: set[str] = set()
     for number in range(examples + _REDRAWN):
-        trial = Trial(pair, Case({}, shapes, seed + number), dtype)
+        layout = LAYOUTS[number % len(LAYOUTS)]
+        trial = Trial(pair, Case({}, shapes, seed + number, layout=layout), dtype)
         undecided.update(trial.reference.ambiguous_operators)
         if not trial.ambiguous:
             trials.append(trial)

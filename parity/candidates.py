@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from parity.pair import Arrays, Candidate, Vjp
+from parity.strategies import laid_out, trap
 
 BACKENDS = ("numpy", "torch", "jax")
 
@@ -235,7 +236,7 @@ def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
     def candidate(inputs: Arrays) -> tuple[Arrays, Vjp]:
         leaves = {}
         for name, x in inputs.items():
-            leaf = torch.tensor(x, device=device)
+            leaf = _tensor(x, device)
             if module is not None and name in signature.parameters:
                 # What torch.compile made asks for parameters, not for tensors.
                 leaf = torch.nn.Parameter(leaf)
@@ -253,16 +254,20 @@ def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
             else:
                 result = function(*given, *parameters.values())
         tensors = result if isinstance(result, Mapping) else _sequence(result)
+        _show_writes(leaves, inputs)
 
         def vjp(cotangents: Arrays) -> Arrays:
+            upstream = {name: _tensor(dy, device) for name, dy in cotangents.items()}
             wanted = {n: x for n, x in leaves.items() if x.requires_grad}
             gradients = torch.autograd.grad(
                 [tensors[name] for name in cotangents],
                 list(wanted.values()),
-                [torch.tensor(dy, device=device) for dy in cotangents.values()],
+                list(upstream.values()),
                 retain_graph=True,
                 allow_unused=True,
             )
+            _show_writes(leaves, inputs)
+            _show_writes(upstream, cotangents)
             return {
                 name: np.zeros(x.shape, inputs[name].dtype)
                 if gradient is None
@@ -273,6 +278,32 @@ def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
         return {n: out.detach().cpu().numpy() for n, out in tensors.items()}, vjp
 
     return candidate
+
+
+def _tensor(x: Any, device: Any) -> Any:
+    """Return an array as a tensor with its strides, on the CPU in the same memory."""
+    import torch
+
+    x = np.asarray(x)
+    if any(stride < 0 for stride in x.strides):
+        # No tensor has such strides.
+        x = laid_out(x, "gaps")
+    shared = torch.from_numpy(x)
+    if device is None or torch.device(device).type == "cpu":
+        return shared
+    reach = 1 + sum(
+        (n - 1) * s for n, s in zip(shared.shape, shared.stride(), strict=True)
+    )
+    wide = torch.full((max(reach, 0),), trap(x.dtype), dtype=shared.dtype)
+    there = wide.to(device).as_strided(shared.shape, shared.stride())
+    return there.copy_(shared)
+
+
+def _show_writes(tensors: Mapping[str, Any], arrays: Arrays) -> None:
+    """Copy what was written into tensors of another memory to their arrays."""
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            arrays[name][...] = tensor.detach().cpu().numpy()
 
 
 def _sequence(result: Any) -> dict[str, Any]:

@@ -250,11 +250,12 @@ def _strided(trial: Trial) -> Iterator[Finding]:
     be within the same bounds.
     """
     ref, layout = trial.reference, trial.case.layout
+    inputs, cotangents = trial.fresh()
     inputs = {
         name: x if name in trial.problem.parameters else laid_out(x, layout)
-        for name, x in ref.inputs.items()
+        for name, x in inputs.items()
     }
-    cotangents = {name: laid_out(dy, layout) for name, dy in ref.cotangents.items()}
+    cotangents = {name: laid_out(dy, layout) for name, dy in cotangents.items()}
     results = trial.run(inputs, cotangents)
     worst = max(
         _compare("strided", trial, results, ref.names), key=lambda found: found.share

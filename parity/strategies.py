@@ -141,8 +141,7 @@ def laid_out(x: Array, layout: str) -> Array:
     """
     if layout == "gaps":
         shape = (*x.shape[:-1], 2 * x.shape[-1]) if x.ndim else (2,)
-        trap = np.nan if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-        wide = np.full(shape, trap, x.dtype)
+        wide = np.full(shape, trap(x.dtype), x.dtype)
         view: Array = wide[..., ::2] if x.ndim else wide[0, ...]
         view[...] = x
         return view
@@ -151,6 +150,11 @@ def laid_out(x: Array, layout: str) -> Array:
         reversed_view: Array = x[flip].copy()[flip]
         return reversed_view
     return np.asfortranarray(x)
+
+
+def trap(dtype: np.dtype[Any]) -> float:
+    """Return what shows, or is out of range, where memory between elements is read."""
+    return np.nan if dtype.kind == "f" else np.iinfo(dtype).min
 
 
 Configuration = tuple[dict[str, Any], dict[str, Shape]]

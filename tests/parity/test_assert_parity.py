@@ -263,6 +263,56 @@ def test_skipped_checks_leave_nothing_that_crashes() -> None:
     assert_parity(flat, torch.clone, (3, 4), skip=skip)
 
 
+class Doubling(torch.autograd.Function):
+    """Writes into what it is given, forward or backward."""
+
+    forward_writes = False
+
+    @classmethod
+    def forward(cls, ctx, x):
+        return x.mul_(2).clone() if cls.forward_writes else x * 2
+
+    @classmethod
+    def backward(cls, ctx, dy):
+        return dy * 2 if cls.forward_writes else dy.mul_(2).clone()
+
+
+@pytest.mark.parametrize("forward_writes", [True, False])
+def test_writes_of_a_torch_candidate_are_seen(
+    forward_writes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Doubling, "forward_writes", forward_writes)
+    with pytest.raises(ParityError, match="wrote into"):
+        assert_parity(Doubling, lambda x: x * 2, {"x": (3, 4)}, examples=1)
+
+
+def test_a_torch_candidate_is_given_memory_with_gaps() -> None:
+    strides = set()
+
+    def double(x):
+        strides.add(x.stride())
+        return x.as_strided(x.shape, (4, 1)) * 2
+
+    with pytest.raises(ParityError, match="strided"):
+        assert_parity(double, lambda x: x * 2, (3, 4), backend="torch", examples=1)
+    assert strides == {(4, 1), (8, 2)}
+
+
+@pytest.mark.parametrize("layout", ["gaps", "reversed", "transposed"])
+def test_every_layout_is_tried(layout: str) -> None:
+    refused = {
+        "gaps": lambda x: x.strides[-1] == 2 * x.itemsize,
+        "reversed": lambda x: x.strides[-1] < 0,
+        "transposed": lambda x: x.flags.f_contiguous,
+    }[layout]
+
+    def double(x):
+        return x * (3 if refused(x) else 2), lambda dy: dy * 2
+
+    with pytest.raises(ParityError, match="strided"):
+        assert_parity(double, lambda x: x * 2, (3, 4))
+
+
 def test_arguments_are_checked() -> None:
     for options, message in (
         ({"dtype": "float16"}, "dtype"),

@@ -40,6 +40,15 @@ def test_a_layer_on_the_gpu_stays_within_the_bound(name, cuda):
     assert_parity(make().to("cuda"), make(), [shape], device="cuda")
 
 
+def test_writes_on_the_gpu_are_seen(cuda):
+    def double(x):
+        return x.mul_(2).clone()
+
+    options = {"backend": "torch", "device": "cuda", "differentiate": False}
+    with pytest.raises(AssertionError, match="wrote into"):
+        assert_parity(double, lambda x: x * 2, [(3, 4)], **options)
+
+
 def test_the_model_on_the_gpu_stays_within_the_bound(cuda):
     def make():
         return vit_torch.VisionTransformer(vit_torch.ViTConfig(**MODEL))
