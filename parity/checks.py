@@ -427,16 +427,22 @@ def _unmutated(trial: Trial) -> Iterator[Finding]:
 def _repeatable(trial: Trial) -> Iterator[Finding]:
     inputs, cotangents = trial.fresh()
     outputs, vjp = trial.forward(inputs)
-    first = outputs | trial.backward(vjp, cotangents)
-    first = {name: np.array(value) for name, value in first.items()}
-    if cotangents:
-        # What a layer keeps on itself, rather than in its cache, is now another's.
-        others = {
-            name: -x
-            for name, x in inputs.items()
-            if x.dtype.kind == "f" and name not in trial.problem.parameters
-        }
-        trial.forward(inputs | others)
+    gradients = trial.backward(vjp, cotangents)
+    first = {name: np.array(value) for name, value in (outputs | gradients).items()}
+    others = {
+        name: -x
+        for name, x in inputs.items()
+        if x.dtype.kind == "f" and name not in trial.problem.parameters
+    }
+    # What a layer keeps on itself, rather than in its cache, is now another's.
+    _, other_vjp = trial.forward(inputs | others)
+    for name, value in outputs.items():
+        wrote = "a later forward wrote into this output"
+        yield _same_bits("repeatable", name, np.asarray(value), first[name], wrote)
+    trial.backward(other_vjp, {name: -dy for name, dy in cotangents.items()})
+    for name, value in gradients.items():
+        wrote = "a later backward wrote into this gradient"
+        yield _same_bits("repeatable", name, np.asarray(value), first[name], wrote)
     for name, value in trial.backward(vjp, cotangents).items():
         differs = (
             "a second backward on the same cache, after a forward of other inputs, "

@@ -92,6 +92,8 @@ def _by_check(trial: Trial, failed: Sequence[Finding]) -> Explanation:
     repeated = [f.detail for f in failed if f.check == "repeatable"]
     if repeated and all("keep nothing" in detail for detail in repeated):
         return Explanation((Named(CAUSES["cache-kept"]),), facts=facts)
+    if any(detail.startswith("a later ") for detail in repeated):
+        return Explanation((Named(CAUSES["aliasing"]),), facts=facts)
     if repeated:
         name = "random-backward" if is_random(trial) else "stale-cache"
         return Explanation((Named(CAUSES[name]),), facts=facts)

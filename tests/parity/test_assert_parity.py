@@ -298,6 +298,18 @@ def test_a_torch_candidate_is_given_memory_with_gaps() -> None:
     assert strides == {(4, 1), (8, 2)}
 
 
+def test_an_output_that_a_later_call_writes_into_is_named() -> None:
+    workspaces: dict[Any, Any] = {}
+
+    def double(x):
+        out = workspaces.setdefault(x.dtype, np.empty_like(x))
+        return np.multiply(x, 2, out=out), lambda dy: dy * 2
+
+    with pytest.raises(ParityError, match="a later forward wrote into") as caught:
+        assert_parity(double, lambda x: x * 2, (3, 4))
+    assert caught.value.cause == "aliasing"
+
+
 @pytest.mark.parametrize("layout", ["gaps", "reversed", "transposed"])
 def test_every_layout_is_tried(layout: str) -> None:
     refused = {

@@ -101,6 +101,35 @@ def cache_consumed(right):
     return candidate
 
 
+def output_in_a_workspace(right):
+    workspace = []
+
+    def candidate(inputs):
+        outputs, vjp = right(inputs)
+        workspace[:] = workspace or [np.empty_like(outputs["out"])]
+        workspace[0][...] = outputs["out"]
+        return {"out": workspace[0]}, vjp
+
+    return candidate
+
+
+def gradient_in_a_workspace(right):
+    workspace = []
+
+    def candidate(inputs):
+        outputs, vjp = right(inputs)
+
+        def wrong(cotangents):
+            gradients = vjp(cotangents)
+            workspace[:] = workspace or [np.empty_like(gradients["x"])]
+            workspace[0][...] = gradients["x"]
+            return gradients | {"x": workspace[0]}
+
+        return outputs, wrong
+
+    return candidate
+
+
 def random_forward(right):
     rng = np.random.default_rng(0)
 
@@ -160,7 +189,12 @@ DEFECTS = {
     ),
     "dtype": (promoted,),
     "unmutated": (input_written, cotangent_written, output_written),
-    "repeatable": (cache_consumed, random_forward),
+    "repeatable": (
+        cache_consumed,
+        random_forward,
+        output_in_a_workspace,
+        gradient_in_a_workspace,
+    ),
     "strided": (strides_ignored,),
     "directional": (
         gradients_changed(lambda g: g | {"x": g["x"] * (1 + 1e-6)}),
