@@ -134,10 +134,7 @@ def assert_parity(
     TypeError, ValueError
         If an argument makes no sense.
     """
-    dtypes = (dtype,) if isinstance(dtype, str) else tuple(dtype)
-    for one in dtypes:
-        if one not in DTYPES:
-            raise unknown_name("dtype", one, DTYPES)
+    dtypes = _dtypes("dtype", dtype)
     if backend is not None and backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
     known = [check.name for check in CHECKS]
@@ -189,7 +186,7 @@ def make_pair(
     backward: Callable[..., Any] | None = None,
     backend: str | None = None,
     device: Any = None,
-    dtypes: tuple[str, ...] = ("float64", "float32"),
+    dtypes: str | Sequence[str] = ("float64", "float32"),
     differentiate: bool | Collection[str] = True,
     blind: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -199,6 +196,11 @@ def make_pair(
     Parameters are those of `assert_parity`; `dtypes` is its `dtype`, and `seed` the one
     for which the numbers are as given. A `Pair` made by hand can draw other shapes and
     configurations as well.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument makes no sense.
     """
     problem = _Given(
         candidate,
@@ -222,7 +224,7 @@ def make_pair(
         draw=problem.draw,
         problem=problem,
         regimes=("normal",),
-        dtypes=dtypes,
+        dtypes=_dtypes("dtypes", dtypes),
         blind=tuple(Blind(tensor, why) for tensor, why in (blind or {}).items()),
         mirrored=False,
     )
@@ -304,6 +306,16 @@ class _Given:
             return torch.func.functional_call(module, given | state, positional)
 
         return functional
+
+
+def _dtypes(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    dtypes = (given,) if isinstance(given, str) else tuple(given)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise unknown_name(option, str(dtype), DTYPES)
+    if not dtypes:
+        raise ValueError(f"{option} must name float64, float32 or both, got none")
+    return dtypes
 
 
 def _numbers(

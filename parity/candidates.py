@@ -43,6 +43,11 @@ class Signature:
 
         A dict of gradients; (dx, dict of parameter gradients); a tuple in the order of
         inputs and parameters; or the gradient of the only input.
+
+        Raises
+        ------
+        ValueError
+            If there are more than inputs and parameters.
         """
         own = {theirs: ours for ours, theirs in self.parameters.items()}
         order = [*self.inputs, *self.parameters]
@@ -53,11 +58,17 @@ class Signature:
         if not isinstance(gradients, tuple | list):
             gradients = (gradients,)
         found: Arrays = {}
-        for name, gradient in zip(order, gradients, strict=False):
+        for number, gradient in enumerate(gradients):
             if isinstance(gradient, Mapping):
                 found |= self.named(gradient)
             elif gradient is not None:
-                found[name] = np.asarray(gradient)
+                if number >= len(order):
+                    raise ValueError(
+                        "backward must return a gradient each of "
+                        f"{', '.join(order)}, got {len(gradients)} gradients; return "
+                        "them in that order, or as a dict by name"
+                    )
+                found[order[number]] = np.asarray(gradient)
         return found
 
 

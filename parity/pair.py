@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -160,6 +160,18 @@ class Pair:
     def load_reference(self) -> Any:
         """Import the reference."""
         return load(self.reference)
+
+
+def refuse_same_names(pairs: Iterable[Pair]) -> None:
+    """Raise ValueError if two pairs have one name."""
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.name in seen:
+            raise ValueError(
+                f"every pair must have a name of its own, got {pair.name!r} twice; "
+                "give one of the two another name"
+            )
+        seen.add(pair.name)
 
 
 def construct(factory: Any, arguments: Mapping[str, Any]) -> Any:

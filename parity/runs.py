@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from parity.checks import VISIBLE, Errors, Finding, Trial, judge, judge_pair
-from parity.pair import Pair
+from parity.pair import Pair, refuse_same_names
 from parity.strategies import Case, cases, drawn_by_seed_alone
 from parity.workers import in_processes
 
@@ -368,15 +368,11 @@ def run_pairs(
     ChildProcessError
         If a worker is killed, as when the system needs memory.
     ValueError
-        If a pair cannot be sent to a worker, or its reference has an operator without
-        a rounding rule (`bounds.NoRuleError`).
+        If there is nothing to check (`checked_in`), a pair cannot be sent to a worker,
+        or its reference has an operator without a rounding rule
+        (`bounds.NoRuleError`).
     """
-    tasks = [
-        (pair, dtype, examples, seed)
-        for pair in pairs
-        for dtype in dtypes
-        if dtype in pair.dtypes
-    ]
+    tasks = [(pair, dtype, examples, seed) for pair, dtype in checked_in(pairs, dtypes)]
     if workers == 1 or len(tasks) == 1:
         return [
             run_pair(pair, dtype, examples=examples, seed=seed, progress=progress)
@@ -390,6 +386,26 @@ def run_pairs(
         results[result.pair, result.dtype] = result
         progress(examples)
     return [results[pair.name, dtype] for pair, dtype, _, _ in tasks]
+
+
+def checked_in(pairs: Sequence[Pair], dtypes: Sequence[str]) -> list[tuple[Pair, str]]:
+    """Return every pair with each of these dtypes that it is checked in.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or if two pairs have one name, as results go by it.
+    """
+    refuse_same_names(pairs)
+    found = [(p, dtype) for p in pairs for dtype in dtypes if dtype in p.dtypes]
+    if not found:
+        names = ", ".join(pair.name for pair in pairs) or "no pair"
+        known = dict.fromkeys(dtype for pair in pairs for dtype in pair.dtypes)
+        raise ValueError(
+            f"dtype must be one that a pair is checked in, got {', '.join(dtypes)} for "
+            f"{names}; choose {' or '.join(known) or 'pairs'}"
+        )
+    return found
 
 
 def _check_portable(pair: Pair) -> None:

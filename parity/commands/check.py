@@ -86,7 +86,7 @@ def checked(args: argparse.Namespace) -> tuple[list[PairResult], float]:
     from parity.files import write_json
     from parity.page import write_report
     from parity.report import accuracy_notes, describe, summary, table, to_json
-    from parity.runs import EXAMPLES, run_case, run_pairs
+    from parity.runs import EXAMPLES, checked_in, run_case, run_pairs
     from parity.strategies import Case
 
     pairs_at = args.pairs or "parity.pairs:PAIRS"
@@ -96,19 +96,16 @@ def checked(args: argparse.Namespace) -> tuple[list[PairResult], float]:
             raise unknown_name("layer", name, by_name)
     pairs = [by_name[name] for name in dict.fromkeys(args.layer or by_name)]
     dtypes = ("float64", "float32") if args.dtype == "both" else (args.dtype,)
+    tasks = checked_in(pairs, dtypes)
     started = time.perf_counter()
     if args.case is not None:
         if len(pairs) != 1:
             raise ValueError(f"--case needs exactly one --layer, got {len(pairs)}")
         case = Case.from_json(args.case, args.seed)
-        results = [
-            run_case(pairs[0], dtype, case)
-            for dtype in dtypes
-            if dtype in pairs[0].dtypes
-        ]
+        results = [run_case(pair, dtype, case) for pair, dtype in tasks]
     else:
         examples = args.examples or EXAMPLES
-        total = examples * sum(d in p.dtypes for p in pairs for d in dtypes)
+        total = examples * len(tasks)
         with progress_bar("parity check", total, "case") as advance:
             results = run_pairs(
                 pairs,
@@ -140,7 +137,7 @@ def checked(args: argparse.Namespace) -> tuple[list[PairResult], float]:
 
 def _table(path: str) -> Sequence[Pair]:
     """Import a table of pairs; a module may lie in the current folder."""
-    from parity.pair import Pair, load
+    from parity.pair import Pair, load, refuse_same_names
 
     if not re.fullmatch(r"[\w.]+:\w+", path):
         raise ValueError(
@@ -158,4 +155,5 @@ def _table(path: str) -> Sequence[Pair]:
             raise ValueError(
                 f"--pairs must name a sequence of parity.Pair, got {pair!r} in it"
             )
+    refuse_same_names(pairs)
     return pairs

@@ -328,6 +328,7 @@ def test_every_layout_is_tried(layout: str) -> None:
 def test_arguments_are_checked() -> None:
     for options, message in (
         ({"dtype": "float16"}, "dtype"),
+        ({"dtype": ()}, "dtype must name float64, float32 or both, got none"),
         ({"backend": "cupy"}, "backend"),
         ({"skip": ["forwards"]}, "forward"),
         ({"examples": 0}, "examples must be at least 1, got examples=0"),
@@ -337,6 +338,26 @@ def test_arguments_are_checked() -> None:
             assert_parity(scale, scale, **SHAPES, **options)
     with pytest.raises(TypeError, match="candidate must be callable"):
         assert_parity(3, scale, **SHAPES)
+
+
+@pytest.mark.parametrize("dtypes", [("float16",), "half", ()])
+def test_a_pair_of_unknown_dtypes_is_refused(dtypes: Any) -> None:
+    with pytest.raises(ValueError, match="dtypes must"):
+        make_pair("scale", scale_with_vjp, scale, **SHAPES, dtypes=dtypes)
+
+
+def test_more_gradients_than_tensors_are_refused() -> None:
+    def backward(dy, x, gamma):
+        return (*scale_backward(dy, x, gamma), dy * 3)
+
+    with pytest.raises(ParityError, match="each of x, gamma, got 3 gradients"):
+        assert_parity(scale, scale, **SHAPES, backward=backward)
+    assert_parity(
+        scale,
+        scale,
+        **SHAPES,
+        backward=lambda *given: (*scale_backward(*given), None, {}),
+    )
 
 
 def test_a_table_of_ones_own(tmp_path: Any) -> None:

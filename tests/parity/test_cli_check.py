@@ -13,6 +13,7 @@ from parity import pairs
 from parity.adapters import module_problem
 from parity.cli import COMMANDS, main
 from parity.files import write_text
+from parity.runs import run_pairs
 
 
 def run(capsys, *arguments):
@@ -121,6 +122,7 @@ def test_command_of_a_failure_passes_on_correct_code(capsys):
         (("check", "--layer", "linear", "--case", "{}"), "config and shapes"),
         (("check", "--json", "no/such/folder/report.json"), "folder"),
         (("check", "--wrong"), "--wrong"),
+        (("check", "--layer", "sincos_1d", "--dtype", "float32"), "choose float64"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(capsys, arguments, words):
@@ -152,6 +154,17 @@ def test_pairs_that_cannot_be_checked_are_one_line_and_status_2(
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert words in err
+
+
+def test_two_pairs_of_one_name_are_refused(capsys, monkeypatch):
+    row = next(row for row in pairs.PAIRS if row.name == "relu")
+    monkeypatch.setattr(pairs, "PAIRS", (row, replace(row, dtypes=("float32",))))
+    status, out, err = run(capsys, "check")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "got 'relu' twice" in err
+    with pytest.raises(ValueError, match="got 'relu' twice"):
+        run_pairs(pairs.PAIRS)
 
 
 def interrupted(*args, **kwargs):
