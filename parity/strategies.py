@@ -154,6 +154,8 @@ def laid_out(x: Array, layout: str) -> Array:
 
 def trap(dtype: np.dtype[Any]) -> float:
     """Return what shows, or is out of range, where memory between elements is read."""
+    if dtype.kind == "b":
+        return True
     return np.nan if dtype.kind == "f" else np.iinfo(dtype).min
 
 

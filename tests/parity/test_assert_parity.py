@@ -161,6 +161,17 @@ def test_inputs_as_given_and_integers() -> None:
     assert (seen[0] == index).all()
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_boolean_input(backend: str) -> None:
+    def masked(x, mask):
+        return x * mask, lambda dy: {"x": dy * mask}
+
+    candidate = masked if backend == "numpy" else torch.mul
+    mask = np.arange(12).reshape(3, 4) % 3 > 0
+    agreement = assert_parity(candidate, torch.mul, {"x": (3, 4), "mask": mask})
+    assert agreement.tensors == ("out", "d_x")
+
+
 def test_outputs_alone() -> None:
     with pytest.raises(ParityError, match="no backward"):
         assert_parity(np.tanh, torch.tanh, (3, 4))

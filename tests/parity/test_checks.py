@@ -369,7 +369,7 @@ def test_case_that_is_none_is_refused(text):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (2, 3, 4)])
-@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 def test_layout_changes_memory_and_no_value(layout, shape, dtype):
     x = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
     np.testing.assert_array_equal(laid_out(x, layout), x)
