@@ -51,10 +51,11 @@ class Signature:
         """
         own = {theirs: ours for ours, theirs in self.parameters.items()}
         order = [*self.inputs, *self.parameters]
+        # Gradients that nobody asked for; names that nobody knows stay, to be told of.
+        unwanted = set(order) - self.differentiated
         if isinstance(gradients, Mapping):
-            return {
-                own.get(str(k), str(k)): np.asarray(g) for k, g in gradients.items()
-            }
+            named = {own.get(str(k), str(k)): g for k, g in gradients.items()}
+            return {k: np.asarray(g) for k, g in named.items() if k not in unwanted}
         if not isinstance(gradients, tuple | list):
             gradients = (gradients,)
         found: Arrays = {}
@@ -69,7 +70,7 @@ class Signature:
                         "them in that order, or as a dict by name"
                     )
                 found[order[number]] = np.asarray(gradient)
-        return found
+        return {k: g for k, g in found.items() if k not in unwanted}
 
 
 def adapt(
@@ -194,7 +195,7 @@ def _object(original: Any, signature: Signature) -> Candidate:
             gradients = layer.backward(_upstream(cotangents), *cache)
             found = signature.named(gradients)
             for ours, theirs in signature.parameters.items():
-                if ours not in found:
+                if ours in signature.differentiated and ours not in found:
                     gradient = _kept_gradient(layer, theirs)
                     if gradient is not None:
                         found[ours] = np.array(gradient)
@@ -345,12 +346,7 @@ def _jax(function: Callable[..., Any], signature: Signature) -> Candidate:
             named = isinstance(out, Mapping)
             with precision():
                 gradients = pullback(sent if named else _upstream(sent))
-            # Those of integers are of a type of their own.
-            return {
-                name: gradient
-                for name, gradient in signature.named(gradients).items()
-                if name in signature.differentiated
-            }
+            return signature.named(gradients)
 
         return outputs, vjp
 

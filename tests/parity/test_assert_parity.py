@@ -172,6 +172,24 @@ def test_a_boolean_input(backend: str) -> None:
     assert agreement.tensors == ("out", "d_x")
 
 
+@pytest.mark.parametrize(
+    ("candidate", "options"),
+    [
+        (scale, {"backward": scale_backward}),
+        (scale_with_vjp, {}),
+        (Scale(), {"names": {"gamma": "g"}}),
+        (ScaleFunction, {}),
+    ],
+    ids=["backward", "vjp", "object", "autograd.Function"],
+)
+def test_gradients_that_are_not_asked_for(
+    candidate: Any, options: dict[str, Any]
+) -> None:
+    options |= {"differentiate": ["x"]}
+    agreement = assert_parity(candidate, scale, **SHAPES, **options)
+    assert agreement.tensors == ("out", "d_x")
+
+
 def test_outputs_alone() -> None:
     with pytest.raises(ParityError, match="no backward"):
         assert_parity(np.tanh, torch.tanh, (3, 4))
