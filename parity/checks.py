@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -430,16 +431,21 @@ def _repeatable(trial: Trial) -> Iterator[Finding]:
     gradients = trial.backward(vjp, cotangents)
     first = {name: np.array(value) for name, value in (outputs | gradients).items()}
     others = {
-        name: -x
+        name: _reordered(x)
         for name, x in inputs.items()
-        if x.dtype.kind == "f" and name not in trial.problem.parameters
+        if name not in trial.problem.parameters
     }
-    # What a layer keeps on itself, rather than in its cache, is now another's.
-    _, other_vjp = trial.forward(inputs | others)
+    other_vjp: Vjp | None = None
+    # These inputs may make no sense to the candidate, which may then say so.
+    with suppress(CandidateError):
+        # What a layer keeps on itself, rather than in its cache, is now another's.
+        _, other_vjp = trial.forward(inputs | others)
     for name, value in outputs.items():
         wrote = "a later forward wrote into this output"
         yield _same_bits("repeatable", name, np.asarray(value), first[name], wrote)
-    trial.backward(other_vjp, {name: -dy for name, dy in cotangents.items()})
+    if other_vjp is not None:
+        with suppress(CandidateError):
+            trial.backward(other_vjp, {name: -dy for name, dy in cotangents.items()})
     for name, value in gradients.items():
         wrote = "a later backward wrote into this gradient"
         yield _same_bits("repeatable", name, np.asarray(value), first[name], wrote)
@@ -458,6 +464,14 @@ def _repeatable(trial: Trial) -> Iterator[Finding]:
             differs = "a forward that must keep nothing gave another result, or a cache"
             got, expected = np.asarray(value), first.get(name, np.zeros(0))
             yield _same_bits("repeatable", name, got, expected, differs)
+
+
+def _reordered(x: Array) -> Array:
+    """Return other values of the same range, so that a logarithm's stay positive."""
+    reordered: Array = x.reshape(-1)[::-1].reshape(x.shape).copy()
+    if x.dtype.kind == "f" and np.array_equal(reordered, x):
+        reordered /= 2
+    return reordered
 
 
 def _same_bits(

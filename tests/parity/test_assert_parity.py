@@ -190,6 +190,40 @@ def test_gradients_that_are_not_asked_for(
     assert agreement.tensors == ("out", "d_x")
 
 
+def test_a_candidate_may_refuse_inputs_outside_its_domain() -> None:
+    def log(x):
+        if (x <= 0).any():
+            raise ValueError("x must be positive")
+        return np.log(x), lambda dy: dy / x
+
+    x = np.random.default_rng(0).uniform(1, 2, (3, 4))
+    assert_parity(log, torch.log, {"x": x})
+
+
+def test_an_index_kept_on_the_layer_is_seen() -> None:
+    kept = []
+
+    def embed(index, table):
+        kept.append(index)
+
+        def vjp(dy):
+            dtable = np.zeros_like(table)
+            np.add.at(dtable, kept[-1], dy)
+            return {"table": dtable}
+
+        return table[index], vjp
+
+    with pytest.raises(ParityError) as caught:
+        assert_parity(
+            embed,
+            F.embedding,
+            {"input": np.array([0, 2, 1, 1])},
+            parameters={"weight": (3, 4)},
+            names={"weight": "table"},
+        )
+    assert caught.value.cause == "stale-cache"
+
+
 def test_outputs_alone() -> None:
     with pytest.raises(ParityError, match="no backward"):
         assert_parity(np.tanh, torch.tanh, (3, 4))
