@@ -521,7 +521,7 @@ def _directional(trial: Trial) -> Iterator[Finding]:
     def change(h: float) -> float:
         moved = {name: ref.inputs[name] + h * v for name, v in direction.items()}
         outputs, _ = trial.forward(trial.fresh()[0] | moved)
-        return math.fsum(
+        return _total(
             float(np.vdot(u, np.asarray(outputs[name]) - trial.results[name]))
             for name, u in ref.cotangents.items()
         )
@@ -550,10 +550,18 @@ def _directional(trial: Trial) -> Iterator[Finding]:
     ]
     uncertainty, slope = min(windows)
     terms = [direction[name] * trial.results[f"d_{name}"] for name in direction]
-    claimed = math.fsum(float(term.sum()) for term in terms)
+    claimed = _total(float(term.sum()) for term in terms)
     scale = math.sqrt(math.fsum(float(np.vdot(term, term)) for term in terms))
     tolerance = FACTOR * (uncertainty + eps * scale)
-    if not math.isfinite(slope) or tolerance > 1e-3 * max(scale, abs(slope)):
+    if not math.isfinite(slope) or not tolerance <= 1e-3 * max(scale, abs(slope)):
+        return
+    true = _total(
+        float((v * ref.quantities[f"d_{name}"].value).sum())
+        for name, v in direction.items()
+    )
+    if not abs(true - slope) <= tolerance or not math.isfinite(claimed):
+        # The reference's gradients are not its slopes: it stops a gradient, or has
+        # none that is finite. The comparison with them is all there is to say.
         return
     yield Finding(
         "directional",
@@ -561,6 +569,13 @@ def _directional(trial: Trial) -> Iterator[Finding]:
         abs(claimed - slope) / tolerance if claimed != slope else 0.0,
         f"⟨v, vjp(u)⟩ is {claimed:.17g}, its central difference {slope:.17g}",
     )
+
+
+def _total(terms: Iterable[float]) -> float:
+    """Add without rounding; NaN where a term is not finite, which fsum may refuse."""
+    with np.errstate(all="ignore"):
+        values = list(terms)
+    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _size(x: Array) -> float:

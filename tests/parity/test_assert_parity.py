@@ -224,6 +224,40 @@ def test_an_index_kept_on_the_layer_is_seen() -> None:
     assert caught.value.cause == "stale-cache"
 
 
+def test_a_gradient_that_the_reference_stops_is_no_slope() -> None:
+    def straight(x):
+        return x + np.tanh(x), lambda dy: dy * 1
+
+    def reference(x):
+        return x + torch.tanh(x.detach())
+
+    assert_parity(straight, reference, (3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_gradients_that_are_not_numbers_on_either_side_agree() -> None:
+    def root(x):
+        y = np.sqrt(x * x)
+        return y, lambda dy: dy * x / y
+
+    def reference(x):
+        return (x * x).sqrt()
+
+    assert_parity(root, reference, {"x": np.array([0.0, 1.0, 2.0])}, examples=1)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+def test_infinite_gradients_of_several_tensors_agree() -> None:
+    def roots(x, y):
+        def vjp(dy):
+            return dy / (2 * np.sqrt(x)), -dy / (2 * np.sqrt(y))
+
+        return np.sqrt(x) - np.sqrt(y), vjp
+
+    x = np.array([0.0, 1.0, 2.0])
+    assert_parity(roots, lambda x, y: x.sqrt() - y.sqrt(), [x, x[::-1]], examples=2)
+
+
 def test_outputs_alone() -> None:
     with pytest.raises(ParityError, match="no backward"):
         assert_parity(np.tanh, torch.tanh, (3, 4))
