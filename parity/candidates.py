@@ -271,13 +271,16 @@ def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
         def vjp(cotangents: Arrays) -> Arrays:
             upstream = {name: _tensor(dy, device) for name, dy in cotangents.items()}
             wanted = {n: x for n, x in leaves.items() if x.requires_grad}
-            gradients = torch.autograd.grad(
-                [tensors[name] for name in cotangents],
-                list(wanted.values()),
-                list(upstream.values()),
-                retain_graph=True,
-                allow_unused=True,
-            )
+            dependent = [name for name in cotangents if tensors[name].requires_grad]
+            gradients: Sequence[Any] = [None] * len(wanted)
+            if dependent:
+                gradients = torch.autograd.grad(
+                    [tensors[name] for name in dependent],
+                    list(wanted.values()),
+                    [upstream[name] for name in dependent],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
             _show_writes(leaves, inputs)
             _show_writes(upstream, cotangents)
             return {

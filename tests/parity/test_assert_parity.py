@@ -258,6 +258,23 @@ def test_infinite_gradients_of_several_tensors_agree() -> None:
     assert_parity(roots, lambda x, y: x.sqrt() - y.sqrt(), [x, x[::-1]], examples=2)
 
 
+def test_an_output_without_a_gradient_beside_one_that_has_it() -> None:
+    def both(x):
+        return x * x, x.detach() * 3
+
+    agreement = assert_parity(both, both, (3, 4), backend="torch")
+    assert agreement.tensors == ("out0", "out1", "d_x")
+
+
+def test_a_gradient_cut_off_by_mistake_is_wrong_not_an_error() -> None:
+    def cut(x):
+        return x.detach() * 3
+
+    with pytest.raises(ParityError, match="d_x") as caught:
+        assert_parity(cut, lambda x: x * 3, (3, 4), backend="torch")
+    assert "raised" not in str(caught.value)
+
+
 def test_outputs_alone() -> None:
     with pytest.raises(ParityError, match="no backward"):
         assert_parity(np.tanh, torch.tanh, (3, 4))
