@@ -133,6 +133,11 @@ def _lerp(x: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     return x * (1 - weight) + end * weight
 
 
+def _real(x: Tensor) -> Tensor:
+    """Return what has the same squares, of complex numbers those of the size."""
+    return x.abs() if x.is_complex() else x
+
+
 def _var_mean(
     x: Tensor,
     dim: Sequence[int] | None = None,
@@ -142,7 +147,7 @@ def _var_mean(
 ) -> tuple[Tensor, Tensor]:
     dims = tuple(dim) if dim else tuple(range(x.dim()))
     mean = x.mean(dims, keepdim=True)
-    centred = x - mean
+    centred = _real(x - mean)
     count = x.numel() / max(mean.numel(), 1)
     divisor = max(count - (1 if correction is None else correction), 0)
     var = (centred * centred).sum(dims, keepdim=keepdim) / divisor
@@ -173,6 +178,7 @@ def _vector_norm(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     dims = tuple(dim) if dim else tuple(range(x.dim()))
+    x = _real(x)
     if ord == 2:
         return (x * x).sum(dims, keepdim=keepdim).sqrt()
     if ord == 1:

@@ -38,7 +38,7 @@ class Operation(NamedTuple):
     out: Any
 
     def on_magnitudes(self) -> Any:
-        """Apply the operator to the absolute values of its floating arguments.
+        """Apply the operator to the absolute values of its arguments with a fraction.
 
         For an operator that is linear in each argument this is the sum of the
         magnitudes of all the terms that it adds, whatever cancels among them.
@@ -51,7 +51,7 @@ class Operation(NamedTuple):
 
     def term_counts(self) -> Tensor:
         """Count the terms, other than 0, that an operator adds into each element."""
-        ones = ((a != 0).to(a.dtype) if _is_floating(a) else a for a in self.args)
+        ones = ((a != 0).to(a.real.dtype) if _is_rounded(a) else a for a in self.args)
         counts: Tensor = self.op(*ones, **self.kwargs)
         return counts
 
@@ -141,6 +141,27 @@ def _scaling(call: Operation) -> Tensor | None:
     return scale
 
 
+def _polar_part(call: Operation) -> Tensor | None:
+    """Find size or direction, which of a real number is its absolute value or sign."""
+    if not call.args[0].is_complex():
+        return None
+    scale: Tensor = call.out.abs()
+    return scale
+
+
+def _fourier(call: Operation) -> Tensor:
+    """Add n terms, as the product with the matrix of a Fourier transform does."""
+    x, dims, normalization = call.args[:3]
+    n, magnitudes = math.prod(x.shape[dim] for dim in dims), x.abs()
+    if not call.out.is_complex():
+        # Half is given of what is added: the rest are conjugates.
+        n, magnitudes = n // x.shape[dims[-1]] * call.args[3], 2 * magnitudes
+    terms = magnitudes.sum(dims, keepdim=True)
+    divisor = (1.0, math.sqrt(n), float(n))[normalization]
+    scale: Tensor = terms * (math.sqrt(n) / divisor)
+    return scale
+
+
 def _convolution_backward(call: Operation) -> tuple[Tensor | None, ...]:
     dy, _, weight = call.args[:3]
     transposed, groups = call.args[7], call.args[9]
@@ -158,13 +179,13 @@ def _conversion(call: Operation) -> None:
     source = call.args[0]
     if (
         isinstance(source, Tensor)
-        and source.dtype == torch.float64
-        and call.out.is_floating_point()
-        and call.out.dtype != torch.float64
+        and source.dtype in _WIDE
+        and _is_rounded(call.out)
+        and call.out.dtype not in _WIDE
     ):
         raise TypeError(
             "the reference must keep the dtype of its inputs, got a conversion from "
-            f"float64 to {_dtype_name(call.out.dtype)} inside it; "
+            f"{_dtype_name(source.dtype)} to {_dtype_name(call.out.dtype)} inside it; "
             "remove the .float() or .to(dtype)"
         )
 
@@ -214,7 +235,7 @@ _CONSTANTS = """
     new_empty_strided new_full new_ones new_zeros ones ones_like scalar_tensor zero
     zeros zeros_like
 """
-_SIGNS = "abs neg sgn sign round floor ceil trunc heaviside copysign"
+_SIGNS = "neg sign round floor ceil trunc heaviside copysign"
 _ROUNDED = "atan2 hypot reciprocal rsqrt sqrt square"
 _TRANSCENDENTAL = """
     acos asin atan cos cosh erf erfc erfinv exp exp2 expm1 lgamma log log10 log1p log2
@@ -238,11 +259,33 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot"), accumulation(_inner_size)),
     **dict.fromkeys(("addmm", "baddbmm"), accumulation(_inner_size_and_bias)),
     **dict.fromkeys(("_to_copy", "convert_element_type"), _conversion),
+    **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c"), _fourier),
+    **dict.fromkeys(("abs", "sgn"), _polar_part),
+    "complex": exact,
+    "polar": elementwise(2.0),
     "convolution": accumulation(_convolution_terms),
     "convolution_backward": _convolution_backward,
     "avg_pool2d": accumulation(_pool_window),
     "_adaptive_avg_pool2d": accumulation(_adaptive_pool_window),
 }
+
+# What is known to round complex numbers as it does real ones: each part by itself, by
+# some units of roundoff of the whole. In a product it is a sum of two products.
+_COMPLEX_ULPS = 2.0
+_COMPLEX = frozenset(
+    (
+        _MOVES
+        + _CONSTANTS
+        + _INDEXED_WRITES
+        + _SCATTERS
+        + """
+        _conj _conj_physical _fft_c2c _fft_c2r _fft_r2c _to_copy _unsafe_index abs add
+        addmm baddbmm bmm complex conj_physical convert_element_type div dot exp gather
+        index index_select masked_fill mean mm mul mv neg polar reciprocal rsub sgn sub
+        sum where
+        """
+    ).split()
+)
 
 _CLAMPS = "clamp clamp_min clamp_max"
 _WITH_INDICES = "cummax cummin max median min max_pool2d_with_indices sort topk"
@@ -368,8 +411,19 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = op(*args, **options)
         call = Operation(op, before, options, out)
         self._note(plan, call)
-        if not _has_floating(out):
+        if not _any(_is_rounded, out):
             return out
+        if (
+            _any(_is_complex, (out, before))
+            and not op.is_view
+            and plan.name not in _COMPLEX
+        ):
+            raise NoRuleError(
+                "an operator on complex numbers must have a rounding rule, got "
+                f"{op}; write it with real numbers, or add a decomposition into "
+                f'operators that have one: register_decomposition("{plan.name}", '
+                "function)"
+            )
         if plan.rule is None:
             raise NoRuleError(_no_rule_message(op, plan.name))
         if plan.rule is _conversion:
@@ -381,7 +435,7 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, plan: _Plan, call: Operation) -> None:
         if isinstance(call.out, Tensor) and call.out.dtype == torch.bool:
             self.decisions.append((plan.name, call.out.detach().clone()))
-        elif plan.decision is not None and _has_floating(call.args):
+        elif plan.decision is not None and _any(_is_real, call.args):
             decision = plan.decision(call)
             if decision is not None:
                 self.decisions.append((plan.name, decision.detach().clone()))
@@ -391,8 +445,11 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for one, its_scale in zip(out, scale, strict=True):
                 self._perturb(one, its_scale)
             return
-        if scale is None or out.dtype != torch.float64 or not out.numel():
+        if scale is None or out.dtype not in _WIDE or not out.numel():
             return
+        if out.is_complex():
+            scale = (_COMPLEX_ULPS * scale).unsqueeze(-1)
+            out = torch.view_as_real(out)
         if self.underflow:
             scale = torch.where(scale > 0, scale + self.underflow, scale)
         noise = torch.empty_like(out)
@@ -436,6 +493,7 @@ class _Plan(NamedTuple):
 
 _plans: dict[OpOverload, _Plan] = {}
 _SQRT_3 = math.sqrt(3.0)
+_WIDE = (torch.float64, torch.complex128)
 
 
 def _name(op: OpOverload) -> str:
@@ -459,18 +517,27 @@ def _no_rule_message(op: OpOverload, name: str) -> str:
     )
 
 
-def _is_floating(value: Any) -> bool:
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_complex()
+
+
+def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _has_floating(value: Any) -> bool:
+def _is_rounded(value: Any) -> bool:
+    """Tell whether a value is a tensor of numbers with a fraction."""
+    return _is_real(value) or _is_complex(value)
+
+
+def _any(holds: Callable[[Any], bool], value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return any(map(_has_floating, value))
-    return _is_floating(value)
+        return any(_any(holds, one) for one in value)
+    return holds(value)
 
 
 def _magnitude(value: Any) -> Any:
-    return value.abs() if _is_floating(value) else value
+    return value.abs() if _is_rounded(value) else value
 
 
 def _is_power_of_two(value: Any) -> bool:

@@ -100,6 +100,20 @@ PRIMITIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "index_add": lambda a, b: a.index_add(0, torch.arange(32) % 3, b),
     "scatter_add": lambda a, b: a.scatter_add(1, torch.zeros(32, 96).long(), b),
     "index_put": lambda a, b: a.index_put((torch.arange(32) % 3,), b, accumulate=True),
+    "fft": lambda a, b: torch.fft.fft2(a).imag,
+    "fft, scaled": lambda a, b: torch.fft.ifft(torch.complex(a, b)).real,
+    "rfft": lambda a, b: torch.fft.rfft(a, norm="ortho").real,
+    "irfft": lambda a, b: torch.fft.irfft(torch.complex(a, b), n=190),
+    "irfft2": lambda a, b: torch.fft.irfft2(torch.complex(a, b), s=(32, 191)),
+    "complex mul": lambda a, b: (torch.complex(a, b) * torch.complex(b, a)).imag,
+    "complex div": lambda a, b: (torch.complex(a, b) / torch.complex(b, a)).real,
+    "complex mm": lambda a, b: (torch.complex(a, b) @ torch.complex(b, a).mH).imag,
+    "complex exp": lambda a, b: torch.complex(a, b).exp().real,
+    "complex abs": lambda a, b: torch.complex(a, b).abs(),
+    "complex sgn": lambda a, b: torch.view_as_real(torch.complex(a, b).sgn()),
+    "complex var": lambda a, b: torch.complex(a, b).var(-1),
+    "complex norm": lambda a, b: torch.linalg.vector_norm(torch.complex(a, b)),
+    "polar": lambda a, b: torch.polar(a.abs(), b).real,
     "lerp": lambda a, b: a.lerp(b, 0.3),
     "var": lambda a, b: a.var(-1),
     "std of all": lambda a, b: a.std(),
@@ -139,6 +153,60 @@ def test_the_noise_of_each_rule_covers_float32_rounding(name: str) -> None:
             q = ref.quantities["out"]
             error = np.abs(q.native.astype(np.float64) - q.value)
             assert (error <= FACTOR * q.spread + 2.0**-126).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_fourier_transform_may_be_a_product_of_matrices(dtype: torch.dtype) -> None:
+    def mix(x: Tensor) -> Tensor:
+        return torch.fft.fft2(x).real
+
+    def product(x: Tensor) -> Tensor:
+        turns = [
+            2 * math.pi / n * (torch.outer(steps, steps) % n).double()
+            for n, steps in zip(x.shape, map(torch.arange, x.shape), strict=True)
+        ]
+        cos = [turn.cos().to(x.dtype) for turn in turns]
+        sin = [turn.sin().to(x.dtype) for turn in turns]
+        return cos[0] @ x @ cos[1] - sin[0] @ x @ sin[1]
+
+    for scale in (1.0, 300.0):
+        inputs = {"x": scale * normal(0, x=(7, 12))["x"] + scale}
+        assert worst(product, reference(mix, inputs, dtype=dtype)) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rotation_by_complex_numbers_may_be_one_by_real_numbers(
+    dtype: torch.dtype,
+) -> None:
+    def rotate(x: Tensor, angle: Tensor) -> Tensor:
+        z = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        turn = torch.polar(torch.ones_like(angle), angle)
+        return torch.view_as_real(z * turn).flatten(-2)
+
+    def by_pairs(x: Tensor, angle: Tensor) -> Tensor:
+        a, b = x[..., ::2], x[..., 1::2]
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+    ref = reference(rotate, normal(0, x=(3, 5, 8), angle=(5, 4)), dtype=dtype)
+    assert worst(by_pairs, ref) <= 1
+    assert ref.sensitivity("out") < (1e-5 if dtype == torch.float32 else 1e-13)
+
+
+def test_a_complex_operator_without_a_rule_is_refused() -> None:
+    def tangent(x: Tensor) -> Tensor:
+        return torch.complex(x, x).tan().real
+
+    with pytest.raises(NoRuleError, match=r"complex numbers must have .*aten\.tan"):
+        reference(tangent, normal(0, x=(3,)))
+
+
+def test_narrowing_complex_numbers_is_refused() -> None:
+    def narrowed(x: Tensor) -> Tensor:
+        return torch.complex(x, x).to(torch.complex64).abs().to(x.dtype)
+
+    with pytest.raises(TypeError, match="complex128 to complex64 inside it"):
+        reference(narrowed, normal(0, x=(3,)), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", ["add", "mul", "div", "sqrt", "exp", "tanh", "erf"])
