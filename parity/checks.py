@@ -154,9 +154,20 @@ class Trial:
         )
 
     @cached_property
+    def outputs(self) -> Arrays:
+        """Outputs of the candidate, as they are before any backward."""
+        outputs, _ = self._forward
+        return {name: np.array(out) for name, out in outputs.items()}
+
+    @cached_property
     def results(self) -> Arrays:
         """Outputs and gradients of the candidate, named as the reference names them."""
-        return self.run(*self.fresh())
+        outputs, (_, vjp) = self.outputs, self._forward
+        return outputs | self.backward(vjp, self.fresh()[1])
+
+    @cached_property
+    def _forward(self) -> tuple[Arrays, Vjp]:
+        return self.forward(self.fresh()[0])
 
     def fresh(self) -> tuple[Arrays, Arrays]:
         """Copy inputs and cotangents, for a candidate that may write into them."""
@@ -228,7 +239,7 @@ def judge_pair(pair: Pair, case: Case) -> list[Finding]:
 
 def _forward(trial: Trial) -> Iterator[Finding]:
     names = [name for name in trial.reference.names if not name.startswith("d_")]
-    yield from _compare("forward", trial, trial.results, names)
+    yield from _compare("forward", trial, trial.outputs, names)
 
 
 def _dx(trial: Trial) -> Iterator[Finding]:

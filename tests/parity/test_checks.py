@@ -223,6 +223,22 @@ def test_check_can_fail(check, defect):
     assert check in failed(judge(Trial(broken(defect), CASE, "float64")))
 
 
+def test_forward_is_judged_before_backward_is_run():
+    def backward_raises(right):
+        def candidate(inputs):
+            def wrong(cotangents):
+                raise IndexError("no such axis")
+
+            return forward_off(right)(inputs)[0], wrong
+
+        return candidate
+
+    found = judge(Trial(broken(backward_raises), CASE, "float64"))
+    assert [f.check for f in found if f.failed] == ["forward", "dx"]
+    found = judge(Trial(broken(output_written), CASE, "float64"))
+    assert failed(found) == {"unmutated"}
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_correct_code_fails_no_check(dtype):
     trial = Trial(LINEAR, CASE, dtype)
