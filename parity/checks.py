@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from parity.bounds import FACTOR, Reference, reference
 from parity.pair import Arrays, Pair, Problem, Vjp, construct
+from parity.program import is_out_of_memory
 from parity.strategies import Array, Case, generator, laid_out
 from parity.transfer import copy_weights, weights
 
@@ -142,16 +143,33 @@ class Trial:
 
     @cached_property
     def reference(self) -> Reference:
-        """Truth, bounds, and the inputs rounded to the dtype."""
-        return reference(
-            self.problem.function,
-            self.problem.inputs,
-            dtype=DTYPES[self.dtype],
-            differentiate=self.problem.differentiate,
-            cotangents=self.problem.cotangents,
-            seed=self.case.seed,
-            batched=self.problem.batched,
-        )
+        """Truth, bounds, and the inputs rounded to the dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the reference is none that bounds can be computed for, or raises.
+        """
+        problem = self.problem
+        try:
+            return reference(
+                problem.function,
+                problem.inputs,
+                dtype=DTYPES[self.dtype],
+                differentiate=problem.differentiate,
+                cotangents=problem.cotangents,
+                seed=self.case.seed,
+                batched=problem.batched,
+            )
+        except (TypeError, ValueError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"the reference of {self.pair.name} must take what the case gives it, "
+                f"got {type(error).__name__}: {error}; give it other inputs, or mend it"
+            ) from error
 
     @cached_property
     def outputs(self) -> Arrays:
@@ -304,6 +322,11 @@ def _compare(
             continue
         got = np.asarray(results[name])
         quantity = ref.quantities[name]
+        if got.dtype.kind not in "fiub":
+            kind = got.item() if got.dtype == object and not got.ndim else got.dtype
+            wrong = f"{name} must be an array of real numbers, got {kind}"
+            yield Finding(check, name, math.inf, wrong)
+            continue
         if got.shape != quantity.value.shape:
             yield Finding(check, name, math.inf, str(ref.mismatch(name, got)))
             continue

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 
 from parity.checks import VISIBLE, Errors, Finding, Trial, judge, judge_pair
@@ -279,6 +280,11 @@ def run_pair(
     -------
     PairResult
         Drawing stops at the first regime that fails.
+
+    Raises
+    ------
+    ValueError
+        If a branch hangs on rounding in every case that is drawn.
     """
     result = PairResult(pair.name, dtype)
     started = time.perf_counter()
@@ -325,11 +331,24 @@ def run_pair(
 
 
 def run_case(pair: Pair, dtype: str, case: Case) -> PairResult:
-    """Check one pair on one case, as a reproduction does."""
+    """Check one pair on one case, as a reproduction does.
+
+    Raises
+    ------
+    ValueError
+        If the case lacks what the pair needs.
+    """
     result = PairResult(pair.name, dtype, examples=1)
     started = time.perf_counter()
     with one_thread():
         trial = Trial(pair, case, dtype)
+        try:
+            _ = trial.problem
+        except (ArithmeticError, AttributeError, LookupError) as error:
+            raise ValueError(
+                f"a case must fit the pair {pair.name!r}, got {case.to_json()}: "
+                f"{type(error).__name__} {error}; take one from a failure report"
+            ) from error
         if trial.ambiguous:
             result.ambiguous = 1
         findings = judge(trial) + judge_pair(pair, case)
@@ -451,6 +470,7 @@ class _Exploration:
         self.shrink = shrink
         self.last: Case | None = None
         self.tensors = 0
+        self.undecided: dict[str, None] = {}
         self.failing: tuple[Case, list[Finding]] | None = None
         self.deadline = math.inf
         self.known: dict[str, list[Finding]] = {}
@@ -480,6 +500,12 @@ class _Exploration:
                 explore()
         except _Mismatch:
             return self.failing
+        except Unsatisfiable:
+            raise ValueError(
+                f"pair {self.pair.name!r} must have cases in which rounding decides no "
+                f"branch, got {', '.join(self.undecided)} on a kink or a tie in all; "
+                "draw other shapes or numbers"
+            ) from None
         return None
 
     def _judge(self, case: Case) -> None:
@@ -490,6 +516,8 @@ class _Exploration:
             trial = Trial(self.pair, case, self.dtype)
             if trial.ambiguous:
                 self.result.ambiguous += self.failing is None
+                operators = trial.reference.ambiguous_operators
+                self.undecided.update(dict.fromkeys(operators))
                 hypothesis.reject()
             self.known[key] = judge(trial)
             if self.failing is None:

@@ -94,6 +94,19 @@ class Case:
         for key, known in (("regime", REGIMES), ("layout", LAYOUTS)):
             if fields.setdefault(key, known[0]) not in known:
                 raise unknown_name(key, str(fields[key]), known)
+        for key in ("config", "shapes"):
+            if not isinstance(fields[key], dict):
+                raise ValueError(
+                    f"{key} of a case must be an object, got {json.dumps(fields[key])}"
+                )
+        for name, shape in fields["shapes"].items():
+            if not isinstance(shape, list) or not all(
+                type(n) is int and n >= 0 for n in shape
+            ):
+                raise ValueError(
+                    f"shapes of a case must be lists of whole numbers, got "
+                    f"{json.dumps(shape)} for {name!r}"
+                )
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
         return cls(**(fields | {"shapes": shapes, "seed": seed}))
 

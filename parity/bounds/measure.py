@@ -246,7 +246,8 @@ def reference(
     NoRuleError
         If the function uses an operator whose rounding is unknown.
     TypeError
-        If the function does not keep the dtype of its inputs.
+        If the function does not keep the dtype of its inputs, or returns anything but
+        tensors.
     ValueError
         If ``dtype``, ``runs`` or a name is not valid.
     """
@@ -495,9 +496,18 @@ def _wanted(
 def _named(outputs: Any) -> dict[str, Tensor]:
     if isinstance(outputs, Tensor):
         return {"out": outputs}
+    named: dict[str, Any] = {"out": outputs}
     if isinstance(outputs, dict):
-        return dict(outputs)
-    return {f"out{i}": out for i, out in enumerate(outputs)}
+        named = outputs
+    elif isinstance(outputs, tuple | list):
+        named = {f"out{i}": out for i, out in enumerate(outputs)}
+    for name, out in named.items():
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                "the reference must return a tensor, or a tuple or dict of tensors, "
+                f"got {type(out).__name__} in {name}; wrap it in a function that does"
+            )
+    return dict(named)
 
 
 def _check_outputs(outputs: Mapping[str, Tensor], dtype: torch.dtype) -> None:

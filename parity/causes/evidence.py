@@ -112,7 +112,9 @@ class Evidence:
         self.trial = trial
         ref = trial.reference
         self.results = {
-            name: np.asarray(value, np.float64) for name, value in trial.results.items()
+            name: np.asarray(value, np.float64)
+            for name, value in trial.results.items()
+            if np.asarray(value).dtype.kind in "fiub"
         }
         self.names = [name for name in ref.names if name in self.results]
         self.bounds = {name: ref.bound(name) for name in self.names}

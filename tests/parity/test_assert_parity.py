@@ -333,6 +333,20 @@ def test_causes_in_a_function_of_ones_own(backward: Any, cause: str) -> None:
     assert caught.value.cause == cause
 
 
+def test_a_forgotten_return_is_told() -> None:
+    def total(x):
+        x.sum()
+
+    for differentiate in (False, True):
+        with pytest.raises(ParityError, match="array of real numbers, got None"):
+            assert_parity(total, torch.sum, (3, 4), differentiate=differentiate)
+
+
+def test_complex_output_for_a_real_one_is_told() -> None:
+    with pytest.raises(ParityError, match="real numbers, got complex128"):
+        assert_parity(np.fft.fft, torch.tanh, [(3, 4)], differentiate=False)
+
+
 def test_nothing_is_named_where_nothing_fits() -> None:
     def odd(x, gamma):
         return x * gamma + 0.1 * np.sin(7 * x), lambda dy: scale_backward(dy, x, gamma)

@@ -120,6 +120,10 @@ def test_command_of_a_failure_passes_on_correct_code(capsys):
         (("check", "--case", "{}"), "exactly one --layer"),
         (("check", "--layer", "linear", "--case", "{"), "must be JSON"),
         (("check", "--layer", "linear", "--case", "{}"), "config and shapes"),
+        (
+            ("check", "--layer", "relu", "--case", '{"config":{},"shapes":{}}'),
+            "must fit the pair 'relu'",
+        ),
         (("check", "--json", "no/such/folder/report.json"), "folder"),
         (("check", "--wrong"), "--wrong"),
         (("check", "--layer", "sincos_1d", "--dtype", "float32"), "choose float64"),
@@ -138,14 +142,19 @@ def test_bad_usage_is_one_line_and_status_2(capsys, arguments, words):
     [
         ("lambda x: x", "lambda x: x", "by def at the top of a module, or check with"),
         ("abs", "torch.special.bessel_j0", 'register_rule("special_bessel_j0"'),
+        ("abs", "kinked", "got relu, threshold_backward on a kink"),
+        ("abs", "misshapen", "got RuntimeError: mat1 and mat2"),
+        ("abs", "torch.nn.LSTM(4, 2)", "got tuple in out1; wrap it"),
     ],
 )
 def test_pairs_that_cannot_be_checked_are_one_line_and_status_2(
     capsys, tmp_path, monkeypatch, candidate, reference, words
 ):
-    module = f"unchecked_{len(words)}"
+    module = f"unchecked_{tmp_path.name}"
     (tmp_path / f"{module}.py").write_text(
         "import torch\nfrom parity import make_pair\n"
+        "def kinked(x): return (3 * x - 2 * x - x).relu()\n"
+        "def misshapen(x): return x @ x\n"
         f"one = make_pair('one', {candidate}, {reference}, {{'x': (3, 4)}})\n"
         "PAIRS = (one,)\n"
     )
