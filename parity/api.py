@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis.strategies import DrawFn
 
-from parity.candidates import BACKENDS, Signature, adapt
+from parity.candidates import BACKENDS, Signature, adapt, copy_buffers
 from parity.causes import Explanation, explain
 from parity.checks import CHECKS, DTYPES, Finding, Trial, judge
 from parity.errors import ParityError
@@ -294,16 +294,11 @@ class _Given:
                 return module(*positional, **given)
 
             return function
-        buffers = dict(module.named_buffers())
 
         def functional(**given: torch.Tensor) -> Any:
+            buffers = copy_buffers(module, given.values())
             positional = tuple(given.pop(name) for name in order)
-            dtype = next(x.dtype for x in given.values()) if given else None
-            state = {
-                n: b.to(dtype) if b.is_floating_point() and dtype else b
-                for n, b in buffers.items()
-            }
-            return torch.func.functional_call(module, given | state, positional)
+            return torch.func.functional_call(module, given | buffers, positional)
 
         return functional
 

@@ -6,16 +6,19 @@ name and returns outputs by name with their vjp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parity.pair import Arrays, Candidate, Vjp
 from parity.strategies import laid_out, trap
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("numpy", "torch", "jax")
 
@@ -256,10 +259,7 @@ def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
         given, parameters = _split(leaves, signature)
         with torch.enable_grad():
             if module is not None:
-                buffers = {
-                    n: b.to(given[0].dtype) if b.is_floating_point() else b
-                    for n, b in module.named_buffers()
-                }
+                buffers = copy_buffers(module, leaves.values(), device)
                 result = torch.func.functional_call(
                     module, parameters | buffers, tuple(given)
                 )
@@ -293,6 +293,25 @@ def _torch(function: Any, signature: Signature, device: Any) -> Candidate:
         return {n: out.detach().cpu().numpy() for n, out in tensors.items()}, vjp
 
     return candidate
+
+
+def copy_buffers(
+    module: torch.nn.Module, beside: Iterable[torch.Tensor], device: Any = None
+) -> dict[str, torch.Tensor]:
+    """Copy a module's buffers, as a module that is called may write into them.
+
+    Those with a fraction are given the dtype of the tensors that they are used beside.
+    """
+    dtype = next((x.dtype for x in beside if x.is_floating_point()), None)
+    buffers = {}
+    for name, buffer in module.named_buffers():
+        wanted = buffer.dtype
+        if dtype is not None and buffer.is_floating_point():
+            wanted = dtype
+        elif dtype is not None and buffer.is_complex():
+            wanted = dtype.to_complex()
+        buffers[name] = buffer.detach().to(device, wanted, copy=True)
+    return buffers
 
 
 def _tensor(x: Any, device: Any) -> Any:

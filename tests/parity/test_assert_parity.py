@@ -275,6 +275,61 @@ def test_a_gradient_cut_off_by_mistake_is_wrong_not_an_error() -> None:
     assert "raised" not in str(caught.value)
 
 
+class Shift(torch.nn.Module):
+    """Adds a table that is no parameter, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 4))
+        self.register_buffer("turn", torch.polar(torch.ones(4), torch.ones(4)))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.table + (self.turn * x).real
+
+
+class Lookup(torch.nn.Module):
+    """Scales rows of a table that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(1, 13).reshape(3, 4) / 8)
+
+    def forward(self, index, x):
+        return self.table[index] * x
+
+
+class Projection(torch.nn.Module):
+    """Multiplies by a matrix that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(4) / 2)
+
+    def forward(self, x):
+        return x @ self.matrix
+
+
+def test_buffers_of_the_users_modules_stay_as_they_are() -> None:
+    shift = Shift()
+    assert_parity(shift, shift, {"x": (3, 4)})
+    assert shift.calls == 0
+    assert {b.dtype for b in shift.buffers()} == {torch.float32, torch.complex64}
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (Projection(), {"x": (3, 4)}),
+        (Lookup(), {"index": np.array([2, 0, 1]), "x": (3, 4)}),
+    ],
+    ids=["no parameters", "integers first"],
+)
+def test_buffers_have_the_dtype_of_the_case(module: Any, inputs: Any) -> None:
+    assert_parity(module, module, inputs)
+
+
 def test_outputs_alone() -> None:
     with pytest.raises(ParityError, match="no backward"):
         assert_parity(np.tanh, torch.tanh, (3, 4))
