@@ -538,7 +538,7 @@ def _place(result: Timed) -> tuple[float, float]:
 def _is_just_above(other: tuple[float, float], place: tuple[float, float]) -> bool:
     """Tell whether a better result lies so near that names above both would meet."""
     minutes, wrong = (a / b for a, b in zip(other, place, strict=True))
-    return 0.6 < minutes < 1.6 and 0.7 < wrong < 1
+    return 0.6 < minutes < 2 and 0.8 < wrong < 1
 
 
 @dataclass(frozen=True)
