@@ -56,9 +56,9 @@ def test_a_cosine_trains_the_same_network_in_the_same_time(name):
     for same in ("data", "epochs", "batch_size", "augment", "target"):
         assert getattr(cosine, same) == getattr(published, same)
     assert cosine.config() == published.config()
-    # Network 2 falls short of its target from Xavier's values but with the cosine.
-    starts = "mimetic" if name == "network2" else "xavier", "xavier"
-    assert (published.init, cosine.init) == starts
+    # From Xavier's values networks 2 and 3 reach their targets with the cosine alone.
+    starts = {"network1": "xavier", "network2": "mimetic", "network3": "mimetic"}
+    assert (published.init, cosine.init) == (starts[name], "xavier")
 
 
 # patch, width, heads, blocks, MLP, positions, pooling, optimizer, lr, epochs
