@@ -93,13 +93,16 @@ def assert_parity(
     reference : callable
         A function of tensors or a `torch.nn.Module`.
     inputs : mapping, sequence or array
-        By name, or in the order of the reference's arguments. A tuple of int stands for
-        standard normal numbers of that shape.
+        In the order of the reference's arguments, with names for them or without. A
+        tuple of int stands for standard normal numbers of that shape.
     parameters : mapping of str to array or shape, optional
-        By the reference's names, given to both by keyword. Those of a module are found,
-        and random numbers put in their place, as initial values hide errors.
+        By the reference's names, given to it by keyword, as to a NumPy candidate;
+        functions of torch or JAX are given them behind the inputs, in this order. Those
+        of a module are found, and random numbers put in their place, as initial values
+        hide errors.
     names : mapping of str to str, optional
-        From the reference's names of parameters to the candidate's.
+        From the reference's names of parameters to the candidate's, where it is given
+        them by name.
     backward : callable, optional
         ``backward(dy, *cache)``: returns a dict of gradients by name, ``(dx, dict)``, a
         tuple in the order of inputs and parameters, or dx. Without a cache it is given
